@@ -10,7 +10,7 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O3 -g1")
 
 add_library(tl_flags INTERFACE)
 target_include_directories(tl_flags INTERFACE "${CMAKE_SOURCE_DIR}/src")
-target_compile_options(tl_flags INTERFACE -Wall -Wextra -Wshadow -Wno-missing-field-initializers
+target_compile_options(tl_flags INTERFACE -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-restrict
                                           -fno-math-errno -ffp-contract=off)
 if(TL_WERROR)
   target_compile_options(tl_flags INTERFACE -Werror)

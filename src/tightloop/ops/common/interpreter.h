@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "tightloop/ops/op_entry.h"
+#include "tightloop/program/program.h"
+
+namespace tightloop {
+
+/// Runs a Program op by op with memory of its own for every value: no plan, no aliasing, no reuse.
+/// The slow, obvious way, against which operations, rewrites and the planner are tested. On the
+/// reference device every float tensor is float64.
+class Interpreter {
+ public:
+  Interpreter(const Program& program, Device device);
+
+  /// The memory of a slot or temporary (float64 on the reference device).
+  TensorView view(Value v) const;
+  TensorView slot(std::string_view name) const;
+
+  /// Element access whatever the dtype.
+  double get(const TensorView& t, int64_t i) const;
+  void set(const TensorView& t, int64_t i, double value) const;
+
+  void run();
+
+ private:
+  const Program& program_;
+  Device device_;
+  std::vector<std::unique_ptr<std::byte[]>> slot_memory_;
+  std::vector<std::unique_ptr<std::byte[]>> temp_memory_;
+  std::vector<TensorView> slots_;
+  std::vector<TensorView> temps_;
+};
+
+/// The type a tensor has on a device: floats become f64 on the reference device.
+Type type_on(Device device, const Type& type);
+
+}  // namespace tightloop

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+/// Put before a plain function with simple loops: the compiler makes one version per instruction
+/// set and the right one is chosen when the program starts. Helpers called inside must be
+/// TL_INLINE, or the loop stays scalar. Off under sanitizers and where ifunc does not exist.
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(TL_SANITIZED) && \
+    defined(__GNUC__) && !defined(__clang__)
+#define TL_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define TL_CLONES
+#endif
+#define TL_INLINE inline __attribute__((always_inline))
+
+namespace tightloop {
+
+/// 2^x by splitting off the integer part and a degree-6 polynomial on [-1/2, 1/2] (Taylor of
+/// exp(r ln 2)): relative error below 1e-7. Flushes to 0 below -126, saturates above 127.
+TL_INLINE float exp2_approx(float x) {
+  x = x < -126.5f ? -126.5f : x;
+  x = x > 127.49f ? 127.49f : x;
+  // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits.
+  const float shifted = x + 12582912.0f;
+  const int32_t n = std::bit_cast<int32_t>(shifted) - 0x4b400000;
+  const float r = x - (shifted - 12582912.0f);
+  float p = 1.5403530e-4f;
+  p = p * r + 1.3333558e-3f;
+  p = p * r + 9.6181291e-3f;
+  p = p * r + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  const float scale = std::bit_cast<float>((n + 127) << 23);
+  return n < -126 ? 0.0f : p * scale;
+}
+
+/// e^x, relative error below 3e-7 for |x| < 20, growing with |x| as the float32 product x·log2(e)
+/// does.
+TL_INLINE float exp_approx(float x) {
+  return exp2_approx(x * 1.44269504f);
+}
+
+/// 1 / (1 + e^-x).
+TL_INLINE float sigmoid_approx(float x) {
+  return 1.0f / (1.0f + exp_approx(-x));
+}
+
+}  // namespace tightloop

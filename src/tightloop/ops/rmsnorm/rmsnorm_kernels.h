@@ -1,0 +1,15 @@
+#pragma once
+
+#include "tightloop/ops/rmsnorm/rmsnorm.h"
+
+namespace tightloop {
+
+constexpr int64_t kRmsnormBlocks = 64;  // row blocks of the weight gradient: fixed, so bits repeat
+
+void rmsnorm_fwd_ref(const RmsnormFwd& args);
+void rmsnorm_bwd_ref(const RmsnormBwd& args);
+void rmsnorm_fwd_cpu(const RmsnormFwd& args);
+/// scratch: kRmsnormBlocks * cols floats when dweight is given.
+void rmsnorm_bwd_cpu(const RmsnormBwd& args, float* scratch);
+
+}  // namespace tightloop
