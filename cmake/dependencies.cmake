@@ -1,5 +1,10 @@
 # Every third-party package, found once. Each is used behind one file or one layer.
-find_package(OpenMP REQUIRED COMPONENTS CXX)
+if(TL_THREADS_STD)
+  add_library(OpenMP::OpenMP_CXX INTERFACE IMPORTED GLOBAL)   # `omp simd` only, no run time
+  target_compile_options(OpenMP::OpenMP_CXX INTERFACE -fopenmp-simd)
+else()
+  find_package(OpenMP REQUIRED COMPONENTS CXX)
+endif()
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)

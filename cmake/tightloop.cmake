@@ -7,6 +7,20 @@ if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
 set(CMAKE_CXX_FLAGS_RELEASE "-O3 -g1")
+set(CMAKE_CXX_FLAGS_SANITIZE "-O1 -g1")   # the build type of the sanitizer and fuzz presets
+if(NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(TL_CCACHE ccache)
+  if(TL_CCACHE)
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${TL_CCACHE}")
+  endif()
+endif()
+if(TL_FUZZ)
+  set(TL_SANITIZE "address,undefined,fuzzer-no-link")
+endif()
+# The thread sanitizer does not understand OpenMP, and clang need not have it.
+if(TL_FUZZ OR TL_SANITIZE MATCHES thread)
+  set(TL_THREADS_STD ON)
+endif()
 
 add_library(tl_flags INTERFACE)
 target_include_directories(tl_flags INTERFACE "${CMAKE_SOURCE_DIR}/src")
@@ -20,20 +34,23 @@ if(TL_SANITIZE)
                                             -fno-sanitize-recover=all)
   target_link_options(tl_flags INTERFACE -fsanitize=${TL_SANITIZE})
   target_compile_definitions(tl_flags INTERFACE TL_SANITIZED=1)
-  if(TL_SANITIZE MATCHES thread)
-    target_compile_definitions(tl_flags INTERFACE TL_THREADS_STD=1)
-  endif()
+endif()
+if(TL_THREADS_STD)
+  target_compile_definitions(tl_flags INTERFACE TL_THREADS_STD=1)
 endif()
 
 # tl_library(<layer> DEPS <layers...> LINK <packages...>)
 # One static library per layer: all .cpp files of the folder that are not tests, benches or fuzzers.
-# Every <name>_test.cpp beside the code becomes the ctest <layer>.<name>.
+# Every <name>_test.cpp beside the code becomes the ctest <layer>.<name>, and with TL_FUZZ every
+# <name>_fuzz.cpp the program bin/fuzz/<layer>_<name>.
 function(tl_library layer)
   cmake_parse_arguments(ARG "" "" "DEPS;LINK" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cpp")
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.h")
   set(tests ${sources})
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
+  set(fuzzers ${sources})
+  list(FILTER fuzzers INCLUDE REGEX "_fuzz\\.cpp$")
   list(FILTER sources EXCLUDE REGEX "_(test|bench|fuzz)\\.cpp$")
   list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
   if(NOT sources)
@@ -49,19 +66,46 @@ function(tl_library layer)
     foreach(test ${tests})
       get_filename_component(name ${test} NAME_WE)
       string(REGEX REPLACE "_test$" "" name ${name})
-      tl_test(${layer}.${name} ${test} LINK tl_${layer})
+      set(labels "")
+      if(layer IN_LIST TL_SANITIZED_LAYERS)
+        set(labels sanitize)
+      endif()
+      tl_test(${layer}.${name} ${test} LINK tl_${layer} LABELS ${labels})
+    endforeach()
+  endif()
+  if(TL_FUZZ)
+    foreach(fuzzer ${fuzzers})
+      get_filename_component(name ${fuzzer} NAME_WE)
+      string(REGEX REPLACE "_fuzz$" "" name ${name})
+      add_executable(fuzz_${layer}_${name} ${fuzzer})
+      target_link_libraries(fuzz_${layer}_${name} PRIVATE tl_${layer})
+      target_link_options(fuzz_${layer}_${name} PRIVATE -fsanitize=fuzzer)
+      set_target_properties(fuzz_${layer}_${name} PROPERTIES
+        OUTPUT_NAME ${layer}_${name} RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin/fuzz")
     endforeach()
   endif()
 endfunction()
 
+# Layers whose unit tests also run under the sanitizers: those that parse, thread, plan or own
+# memory. The tests in tests/ say so themselves, with LABELS sanitize.
+set(TL_SANITIZED_LAYERS core io text program engine decode train)
+add_custom_target(sanitize_tests)   # builds what `ctest -L sanitize` runs
+
 # tl_test(<name> <file> LINK <targets...> [LABELS ...]): one GoogleTest binary, one ctest entry.
+# Labels: `slow` leaves it out of the quick suite; `sanitize` puts it into the sanitizer runs.
 function(tl_test name file)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LINK;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "LINK;LABELS" ${ARGN})
   string(REPLACE "." "_" target ${name}_test)
   add_executable(${target} ${file})
   target_link_libraries(${target} PRIVATE ${ARG_LINK} GTest::gtest GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${target})
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS};quick" TIMEOUT 600
+  if(NOT "slow" IN_LIST ARG_LABELS)
+    list(APPEND ARG_LABELS quick)
+  endif()
+  if("sanitize" IN_LIST ARG_LABELS)
+    add_dependencies(sanitize_tests ${target})
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600
     ENVIRONMENT "TL_SOURCE_DIR=${CMAKE_SOURCE_DIR};TL_BINARY=${CMAKE_BINARY_DIR}/bin/tightloop")
 endfunction()
 

@@ -1,0 +1,129 @@
+"""Tests tools/check_layers.py on small made-up trees: each rule must fire, and only where it should."""
+
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tools" / "check_layers.py"
+
+
+def run_on(files):
+    """Writes {path below src/tightloop: text} into a new tree; returns (exit code, output lines)."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src" / "tightloop"
+        source.mkdir(parents=True)
+        for name, text in files.items():
+            path = source / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        done = subprocess.run(
+            [sys.executable, SCRIPT, folder], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout.splitlines()
+
+
+class CheckLayers(unittest.TestCase):
+    def expect_clean(self, files):
+        code, lines = run_on(files)
+        self.assertEqual((code, lines), (0, ["check_layers: ok"]))
+
+    def expect_one(self, files, start, *fragments):
+        code, lines = run_on(files)
+        self.assertEqual(code, 1, lines)
+        self.assertEqual(len(lines), 2, lines)
+        self.assertTrue(lines[0].startswith(start), lines[0])
+        for fragment in fragments:
+            self.assertIn(fragment, lines[0])
+
+    def test_this_project_is_clean(self):
+        done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 0, done.stdout)
+
+    def test_allowed_includes(self):
+        self.expect_clean({
+            "core/a.h": '#include <vector>\n#include "tightloop/core/b.h"\n',
+            "ops/norm/norm.cpp": '#include "tightloop/ops/norm/norm.h"\n'
+            '#include "tightloop/ops/common/gemm.h"\n#include "tightloop/program/op.h"\n',
+            "engine/plan.cpp": '#include "tightloop/ops/norm/norm.h"\n',
+            "cli/main.cpp": '#include "tightloop/train/loop.h"\n',
+        })
+
+    def test_upward_include_names_place_and_path(self):
+        self.expect_one(
+            {"core/a.h": '#pragma once\n\n#include "tightloop/engine/plan.h"\n'},
+            "src/tightloop/core/a.h:3:", "core may not include engine", "tightloop/engine/plan.h",
+        )
+
+    def test_sideways_include(self):
+        self.expect_one(
+            {"text/a.cpp": '#include "tightloop/io/b.h"\n'},
+            "src/tightloop/text/a.cpp:1:", "text may not include io",
+        )
+
+    def test_spaces_in_the_directive_do_not_hide_it(self):
+        self.expect_one({"io/a.h": ' #  include "tightloop/train/x.h"\n'}, "src/tightloop/io/a.h:1:")
+
+    def test_op_includes_op(self):
+        self.expect_one(
+            {"ops/a/a.cpp": '#include "tightloop/ops/b/b.h"\n'},
+            "src/tightloop/ops/a/a.cpp:1:", "op a includes op b",
+        )
+
+    def test_common_includes_op(self):
+        self.expect_one(
+            {"ops/common/a.h": '#include "tightloop/ops/b/b.h"\n'},
+            "src/tightloop/ops/common/a.h:1:", "ops/common may not include the op b",
+        )
+
+    def test_unknown_layer_and_relative_include(self):
+        self.expect_one({"io/a.h": '#include "tightloop/misc/x.h"\n'}, "src/tightloop/io/a.h:1:")
+        self.expect_one({"io/a.h": '#include "b.h"\n'}, "src/tightloop/io/a.h:1:", "tightloop/<layer>")
+        self.expect_one({"misc/a.h": "\n"}, "src/tightloop/misc/a.h:1:", "no layer")
+
+    def test_printing_and_exit(self):
+        for call in (
+            "std::cout << 1;", "std::cerr << 1;", 'printf("x");', 'std::printf("x");',
+            'fprintf(stderr, "x");', 'std::fputs("x", stdout);', 'fmt::print("x");', "std::exit(1);",
+            "abort();",
+        ):
+            with self.subTest(call):
+                self.expect_one({"io/a.cpp": f"void f() {{\n  {call}\n}}\n"}, "src/tightloop/io/a.cpp:2:")
+
+    def test_printing_is_allowed_in_cli_and_tests(self):
+        self.expect_clean({
+            "cli/a.cpp": "std::cout << 1; std::exit(0);\n",
+            "io/a_test.cpp": 'printf("x");\n',
+        })
+
+    def test_printing_in_comments_strings_and_lookalikes(self):
+        self.expect_clean({
+            "io/a.cpp": '// printf("x")\n/* std::cout\n abort(); */\nauto s = "std::cerr // exit(1)";\n'
+            'int n = 1\'000; snprintf(b, 9, "x"); fprintf(file, "x"); stream.abort();\n',
+        })
+
+    def test_line_numbers_survive_block_comments(self):
+        self.expect_one({"io/a.cpp": "/* 1\n 2\n*/\nabort();\n"}, "src/tightloop/io/a.cpp:4:")
+
+    def test_gpu_headers(self):
+        self.expect_one({"ops/a/a.cpp": "#include <cuda_runtime.h>\n"}, "src/tightloop/ops/a/a.cpp:1:")
+        self.expect_one({"dist/a.h": "#include <mpi.h>\n"}, "src/tightloop/dist/a.h:1:")
+        self.expect_clean({
+            "ops/a/a.cu": "#include <cuda_runtime.h>\n",
+            "ops/a/a.cuh": "#include <cub/block/block_reduce.cuh>\n",
+            "dist/nccl.cpp": "#include <nccl.h>\n",
+            "dist/mpi.cpp": "#include <mpi.h>\n",
+        })
+
+    def test_usage(self):
+        done = subprocess.run(
+            [sys.executable, SCRIPT, "/nonexistent"], capture_output=True, text=True, check=False
+        )
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("/nonexistent", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
