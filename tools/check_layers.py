@@ -36,8 +36,8 @@ LAYERS = {
     "cli": BELOW_CAPI | {"capi"},
 }
 
-# Above every layer: they may include anything.
-FREE_SUFFIXES = ("_test.cpp", "_bench.cpp", "_fuzz.cpp", "_test.cu")
+# Above every layer: they may include anything. A *_testing.h is for them alone.
+FREE_SUFFIXES = ("_test.cpp", "_bench.cpp", "_fuzz.cpp", "_test.cu", "_testing.h")
 SOURCES = {".h", ".cpp", ".cu", ".cuh"}
 GPU_FILES = {"dist/nccl.cpp", "dist/mpi.cpp"}
 
@@ -94,6 +94,8 @@ def check_file(path, layer, relative):
                 yield number, message
         elif quote == '"':
             yield number, f'"{target}" must be included as "tightloop/<layer>/..."'
+        if target.endswith("_testing.h") and not free:
+            yield number, f'"{target}" is for tests only'
         if (
             GPU_HEADER.match(target)
             and path.suffix not in {".cu", ".cuh"}

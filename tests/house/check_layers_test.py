@@ -78,6 +78,12 @@ class CheckLayers(unittest.TestCase):
             "src/tightloop/ops/common/a.h:1:", "ops/common may not include the op b",
         )
 
+    def test_testing_headers_are_free_but_for_tests_only(self):
+        header = {"ops/common/op_testing.h": '#include "tightloop/ops/b/b.h"\n'}
+        include = '#include "tightloop/ops/common/op_testing.h"\n'
+        self.expect_clean({**header, "ops/a/a_test.cpp": include})
+        self.expect_one({**header, "ops/a/a.cpp": include}, "src/tightloop/ops/a/a.cpp:1:", "tests only")
+
     def test_unknown_layer_and_relative_include(self):
         self.expect_one({"io/a.h": '#include "tightloop/misc/x.h"\n'}, "src/tightloop/io/a.h:1:")
         self.expect_one({"io/a.h": '#include "b.h"\n'}, "src/tightloop/io/a.h:1:", "tightloop/<layer>")
