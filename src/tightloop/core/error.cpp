@@ -7,17 +7,28 @@ namespace tightloop {
 
 std::string_view name_of(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::usage: return "usage";
-    case ErrorKind::shape: return "shape";
-    case ErrorKind::dtype: return "dtype";
-    case ErrorKind::device: return "device";
-    case ErrorKind::unsupported: return "unsupported";
-    case ErrorKind::io: return "io";
-    case ErrorKind::data: return "data";
-    case ErrorKind::oom: return "oom";
-    case ErrorKind::numeric: return "numeric";
-    case ErrorKind::interrupted: return "interrupted";
-    case ErrorKind::internal: return "internal";
+    case ErrorKind::usage:
+      return "usage";
+    case ErrorKind::shape:
+      return "shape";
+    case ErrorKind::dtype:
+      return "dtype";
+    case ErrorKind::device:
+      return "device";
+    case ErrorKind::unsupported:
+      return "unsupported";
+    case ErrorKind::io:
+      return "io";
+    case ErrorKind::data:
+      return "data";
+    case ErrorKind::oom:
+      return "oom";
+    case ErrorKind::numeric:
+      return "numeric";
+    case ErrorKind::interrupted:
+      return "interrupted";
+    case ErrorKind::internal:
+      return "internal";
   }
   return "unknown";
 }

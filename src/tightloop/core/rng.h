@@ -5,9 +5,9 @@
 
 namespace tightloop {
 
-/// Philox4x32-10, a counter-based generator: output is a pure function of (key, stream, counter), so
-/// any element of any stream can be computed alone, in any order, on any machine, with the same bits.
-/// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+/// Philox4x32-10, a counter-based generator: output is a pure function of (key, stream, counter),
+/// so any element of any stream can be computed alone, in any order, on any machine, with the same
+/// bits. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 std::array<uint32_t, 4> philox4x32(uint64_t key, uint64_t stream, uint64_t counter);
 
 /// Sequential draws from one stream.

@@ -17,6 +17,7 @@ namespace {
 
 std::atomic<int> g_threads{0};
 thread_local bool t_in_parallel = false;
+thread_local int t_index = 0;
 
 int default_threads() {
 #ifdef TL_THREADS_STD
@@ -44,7 +45,12 @@ void set_thread_count(int n) {
 #endif
 }
 
-bool in_parallel() { return t_in_parallel; }
+bool in_parallel() {
+  return t_in_parallel;
+}
+int thread_index() {
+  return t_index;
+}
 
 namespace detail {
 
@@ -65,8 +71,9 @@ void parallel_ranges(int64_t count, int64_t parts, ParallelBody body, void* cont
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
-  const auto worker = [&] {
+  const auto worker = [&](int index) {
     t_in_parallel = true;
+    t_index = index;
     try {
       for (int64_t part; (part = next.fetch_add(1, std::memory_order_relaxed)) < parts;) {
         if (failed.load(std::memory_order_relaxed)) break;
@@ -76,15 +83,16 @@ void parallel_ranges(int64_t count, int64_t parts, ParallelBody body, void* cont
       if (!failed.exchange(true)) error = std::current_exception();
     }
     t_in_parallel = false;
+    t_index = 0;
   };
 #ifdef TL_THREADS_STD
   std::vector<std::thread> pool;
-  for (int i = 1; i < threads; ++i) pool.emplace_back(worker);
-  worker();
+  for (int i = 1; i < threads; ++i) pool.emplace_back(worker, i);
+  worker(0);
   for (std::thread& t : pool) t.join();
 #else
 #pragma omp parallel num_threads(threads)
-  worker();
+  worker(omp_get_thread_num());
 #endif
   if (error) std::rethrow_exception(error);
 }

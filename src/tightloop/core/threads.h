@@ -12,6 +12,9 @@ int thread_count();
 void set_thread_count(int n);
 /// True inside a parallel loop of ours. A BLAS must not be called then.
 bool in_parallel();
+/// Index of the calling thread inside a parallel loop of ours, below thread_count(); 0 outside. For
+/// choosing a private scratch buffer, never for anything a result depends on.
+int thread_index();
 
 namespace detail {
 using ParallelBody = void (*)(void* context, int64_t begin, int64_t end, int part);
@@ -33,8 +36,8 @@ void parallel_parts(int64_t count, int64_t parts, Body&& body) {
       const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
-/// Calls body(begin, end) over ranges of at least `grain` items that cover 0..count. For loops whose
-/// iterations are independent: the split follows the thread count.
+/// Calls body(begin, end) over ranges of at least `grain` items that cover 0..count. For loops
+/// whose iterations are independent: the split follows the thread count.
 template <typename Body>
 void parallel_for(int64_t count, int64_t grain, Body&& body) {
   if (count <= 0) return;
