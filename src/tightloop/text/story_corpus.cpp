@@ -231,7 +231,6 @@ StoryCorpus::StoryCorpus(StorySettings settings, uint64_t seed)
     fail(ErrorKind::usage, "story corpus: max_delta is {}, expected 2..{} (the hours)", s.max_delta,
          s.hours);
 
-  opening_.push_back({.list = single(std::string(kBosText))});
   const auto fact = [&](const char* name, const std::vector<std::string>& list, Zipf zipf) {
     variables_.push_back({name, add_list(list, zipf), -1});
   };
@@ -285,6 +284,7 @@ StoryCorpus::StoryCorpus(StorySettings settings, uint64_t seed)
   middle_ = first_;
   add_first_word(closing.text, closing.weight, middle_);
   parse(add_first_word(closing.text, 1, last_), closing_);
+  opening_.insert(opening_.begin(), Slot{.list = single(std::string(kBosText))});
 }
 
 int64_t StoryCorpus::max_tokens() const {
@@ -356,7 +356,7 @@ std::string StoryCorpus::text(std::span<const int32_t> tokens) const {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] < 0 || tokens[i] >= vocab_size())
       fail(ErrorKind::data, "token {} is {}, expected 0..{}", i, tokens[i], vocab_size() - 1);
-    if (tokens[i] != kBos) out += pieces_[static_cast<size_t>(tokens[i])];
+    if (tokens[i] != bos()) out += pieces_[static_cast<size_t>(tokens[i])];
   }
   return out;
 }
@@ -405,6 +405,15 @@ void StoryCorpus::add_entropy(const Template& slots, double times, StoryEntropy&
     sum.nats[static_cast<size_t>(skill)] += times * nats;
     sum.tokens[static_cast<size_t>(skill)] += times;
   }
+}
+
+std::vector<std::string> StoryCorpus::words() const {
+  std::vector<std::string> out;
+  for (int32_t id = 0; id < bos(); ++id) {
+    const std::string& piece = pieces_[static_cast<size_t>(id)];
+    out.push_back(piece[0] == ' ' ? piece.substr(1) : piece);
+  }
+  return out;
 }
 
 StoryEntropy StoryCorpus::entropy() const {

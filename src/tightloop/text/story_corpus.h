@@ -71,7 +71,7 @@ struct WordChoices {
 
 /// Short stories in plain English from a grammar that makes each random choice at the word that
 /// shows it. So −log p of every word is known exactly: the lowest loss any model can reach.
-/// Word ids are 0..vocab_size() − 1; id 0 is BOS, which starts each story.
+/// Word ids are 0..vocab_size() − 1; the last is BOS, which starts each story.
 ///
 /// A story is an opening, 1..max_sentences sentences, a closing; after each sentence the story ends
 /// with probability 1/4. Story i is made from Philox stream i of `seed`: any story can be made
@@ -79,7 +79,6 @@ struct WordChoices {
 class StoryCorpus {
  public:
   static constexpr uint64_t kValidationStream = uint64_t{1} << 40;
-  static constexpr int32_t kBos = 0;
   static constexpr std::string_view kBosText = "<|bos|>";
 
   /// Error{usage} when a list is asked for that is longer than the words we have, or empty.
@@ -88,6 +87,9 @@ class StoryCorpus {
   const StorySettings& settings() const { return settings_; }
   uint64_t seed() const { return seed_; }
   int64_t vocab_size() const { return static_cast<int64_t>(pieces_.size()); }
+  int32_t bos() const { return static_cast<int32_t>(pieces_.size()) - 1; }
+  /// The words without blanks, in the order of their ids, without BOS.
+  std::vector<std::string> words() const;
   /// The text of each word id, with its leading blank where it has one: " harbour", ",", "One". The
   /// text of a story is the concatenation of its pieces; BOS is kBosText.
   const std::vector<std::string>& pieces() const { return pieces_; }
