@@ -108,4 +108,9 @@ struct ConstTensorView {
   }
 };
 
+/// Element i of a tensor of any dtype as double; for tests, scalars and small copies.
+double get_element(const ConstTensorView& t, int64_t i);
+/// Rounds to the stored dtype.
+void set_element(const TensorView& t, int64_t i, double value);
+
 }  // namespace tightloop

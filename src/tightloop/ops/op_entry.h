@@ -43,6 +43,12 @@ const OpEntry& op_entry(std::string_view name);
 /// All entries, sorted by name.
 std::vector<const OpEntry*> all_op_entries();
 
+/// The type a tensor has on a device: floats become f64 on the reference device.
+inline Type type_on(Device device, const Type& type) {
+  if (device == Device::ref && is_float(type.dtype)) return {DType::f64, type.shape};
+  return type;
+}
+
 /// Checks shared by infer functions. `op` and `operand` go into the message.
 void expect_shape(std::string_view op,
                   std::string_view operand,

@@ -21,8 +21,8 @@ class Interpreter {
   TensorView slot(std::string_view name) const;
 
   /// Element access whatever the dtype.
-  double get(const TensorView& t, int64_t i) const;
-  void set(const TensorView& t, int64_t i, double value) const;
+  double get(const TensorView& t, int64_t i) const { return get_element(t, i); }
+  void set(const TensorView& t, int64_t i, double value) const { set_element(t, i, value); }
 
   void run();
 
@@ -34,8 +34,5 @@ class Interpreter {
   std::vector<TensorView> slots_;
   std::vector<TensorView> temps_;
 };
-
-/// The type a tensor has on a device: floats become f64 on the reference device.
-Type type_on(Device device, const Type& type);
 
 }  // namespace tightloop

@@ -1,0 +1,96 @@
+#include "tightloop/engine/executable.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "tightloop/ops/op_entry.h"
+
+namespace tightloop {
+
+Workspace::Workspace(const std::vector<const Plan*>& plans) {
+  int64_t scratch = 0;
+  for (const Plan* plan : plans) {
+    arena_bytes_ = std::max(arena_bytes_, plan->arena_bytes);
+    scratch = std::max(scratch, plan->scratch_bytes);
+  }
+  block_ = MemoryBlock(arena_bytes_ + scratch);
+}
+
+Executable::Executable(Program program,
+                       Plan plan,
+                       const SlotStore& slots,
+                       const Workspace& workspace)
+    : program_(std::move(program)),
+      plan_(std::move(plan)),
+      slots_(&slots),
+      workspace_(&workspace),
+      exec_{plan_.device, workspace.scratch()} {
+  TL_CHECK(plan_.device == slots.device());
+  calls_.reserve(program_.ops().size());
+  for (const Op& op : program_.ops()) {
+    Call call;
+    call.run = op_entry(op.def->name).run;
+    for (Value v : op.inputs) call.inputs.push_back(view(v));
+    for (Value v : op.outputs) call.outputs.push_back(view(v));
+    for (Value v : op.updates) call.updates.push_back(view(v));
+    call.attrs = &op.attrs;
+    calls_.push_back(std::move(call));
+  }
+}
+
+TensorView Executable::view(Value v) const {
+  if (!v) return {};
+  const ValueInfo& info = program_.info(v);
+  if (info.slot) return slots_->view(*info.slot);
+  const int buffer = plan_.buffer_of[static_cast<size_t>(v.id)];
+  TL_CHECK(buffer != Plan::kNoBuffer);
+  return {workspace_->arena() + plan_.buffers[static_cast<size_t>(buffer)].offset,
+          type_on(plan_.device, info.type)};
+}
+
+void Executable::run() {
+  for (const Call& c : calls_) c.run(exec_, {c.inputs, c.outputs, c.updates, *c.attrs});
+}
+
+void Executable::run_profiled() {
+  using Clock = std::chrono::steady_clock;
+  if (profile_.empty()) {
+    for (size_t i = 0; i < calls_.size(); ++i) profile_.push_back({static_cast<int>(i), 0.0, 0});
+  }
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    const Call& c = calls_[i];
+    const auto start = Clock::now();
+    c.run(exec_, {c.inputs, c.outputs, c.updates, *c.attrs});
+    profile_[i].seconds += std::chrono::duration<double>(Clock::now() - start).count();
+    ++profile_[i].calls;
+  }
+}
+
+std::optional<NonFinite> Executable::run_checked() {
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    const Call& c = calls_[i];
+    const Op& op = program_.ops()[i];
+    c.run(exec_, {c.inputs, c.outputs, c.updates, op.attrs});
+    const auto scan = [&](const TensorView& t, std::string_view what) -> std::optional<NonFinite> {
+      if (t.empty() || !is_float(t.dtype())) return std::nullopt;
+      for (int64_t e = 0; e < t.elems(); ++e) {
+        const double x = get_element(t, e);
+        if (!std::isfinite(x))
+          return NonFinite{static_cast<int>(i),
+                           fmt::format("{} in '{}', {} {}, element {}: {}", op.def->name, op.scope,
+                                       what, to_string(t.type), e, x)};
+      }
+      return std::nullopt;
+    };
+    for (size_t o = 0; o < c.outputs.size(); ++o) {
+      if (auto found = scan(c.outputs[o], fmt::format("output {}", o))) return found;
+    }
+    for (size_t u = 0; u < c.updates.size(); ++u) {
+      if (!op.updates[u]) continue;
+      if (auto found = scan(c.updates[u], program_.info(op.updates[u]).name)) return found;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace tightloop

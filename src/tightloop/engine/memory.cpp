@@ -1,0 +1,59 @@
+#include "tightloop/engine/memory.h"
+
+#include <atomic>
+#include <sys/mman.h>
+#include <utility>
+
+#include "tightloop/ops/op_entry.h"
+
+namespace tightloop {
+namespace {
+
+std::atomic<int64_t> g_block_bytes{0};
+
+}  // namespace
+
+MemoryBlock::MemoryBlock(int64_t bytes) : bytes_(bytes) {
+  if (bytes == 0) return;
+  void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED)
+    fail(ErrorKind::oom, "cannot allocate {:.1f} MiB", static_cast<double>(bytes) / 0x1p20);
+  madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  data_ = static_cast<std::byte*>(p);
+  g_block_bytes += bytes;
+}
+
+MemoryBlock::~MemoryBlock() {
+  if (data_ == nullptr) return;
+  munmap(data_, static_cast<size_t>(bytes_));
+  g_block_bytes -= bytes_;
+}
+
+MemoryBlock::MemoryBlock(MemoryBlock&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+MemoryBlock& MemoryBlock::operator=(MemoryBlock&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+int64_t memory_block_bytes() {
+  return g_block_bytes.load();
+}
+
+SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device)
+    : table_(std::move(table)), device_(device) {
+  int64_t offset = 0;
+  std::vector<int64_t> offsets;
+  for (const Slot& slot : table_->all()) {
+    views_.push_back({nullptr, type_on(device, slot.type)});
+    offsets.push_back(offset);
+    offset += align_up(views_.back().bytes());
+  }
+  block_ = MemoryBlock(offset);
+  for (size_t i = 0; i < views_.size(); ++i) views_[i].data = block_.data() + offsets[i];
+}
+
+}  // namespace tightloop
