@@ -2,27 +2,11 @@
 #include <cmath>
 
 #include "tightloop/core/threads.h"
-#include "tightloop/ops/common/simd.h"
+#include "tightloop/ops/common/row.h"
 #include "tightloop/ops/rmsnorm/rmsnorm_kernels.h"
 
 namespace tightloop {
 namespace {
-
-/// Σ x[c]*y[c] with 32 running sums: one fixed order whatever the vector width.
-TL_INLINE float dot_row(const float* x, const float* y, int64_t cols) {
-  float lane[32] = {};
-  int64_t c = 0;
-  for (; c + 32 <= cols; c += 32) {
-    for (int64_t j = 0; j < 32; ++j) lane[j] += x[c + j] * y[c + j];
-  }
-  for (int64_t j = 0; c < cols; ++c, ++j) lane[j] += x[c] * y[c];
-  float total = 0.0f;
-  for (int64_t width = 16; width > 0; width /= 2) {
-    for (int64_t j = 0; j < width; ++j) lane[j] += lane[j + width];
-  }
-  total = lane[0];
-  return total;
-}
 
 TL_CLONES void fwd_rows(const float* x,
                         const float* weight,
@@ -78,10 +62,6 @@ TL_CLONES void bwd_rows_weighted(const float* dy,
       dx[c] = a * dy[c] * weight[c] - b * x[c];
     }
   }
-}
-
-int64_t grain_rows(int64_t cols) {
-  return std::max<int64_t>(1, 16384 / cols);
 }
 
 }  // namespace

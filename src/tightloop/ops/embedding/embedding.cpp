@@ -1,0 +1,109 @@
+#include "tightloop/ops/embedding/embedding.h"
+
+#include "tightloop/ops/embedding/embedding_kernels.h"
+#include "tightloop/program/differentiate.h"
+
+namespace tightloop {
+namespace {
+
+void check_tokens(const ConstTensorView& tokens, int64_t vocab) {
+  const int32_t* t = tokens.as<int32_t>();
+  for (int64_t n = 0; n < tokens.elems(); ++n) {
+    if (t[n] < 0 || t[n] >= vocab)
+      fail(ErrorKind::data, "embedding: token {} at position {}, expected 0..{}", t[n], n,
+           vocab - 1);
+  }
+}
+
+}  // namespace
+
+void embedding_fwd(const Exec& exec, const EmbeddingFwd& args) {
+  check_tokens(args.tokens, args.table.shape()[0]);
+  exec.device == Device::ref ? embedding_fwd_ref(args) : embedding_fwd_cpu(args);
+}
+
+void embedding_bwd(const Exec& exec, const EmbeddingBwd& args) {
+  check_tokens(args.tokens, args.dtable.shape()[0]);
+  if (exec.device == Device::ref) return embedding_bwd_ref(args);
+  embedding_bwd_cpu(args, reinterpret_cast<int32_t*>(exec.scratch.data()));
+}
+
+Value embedding(Builder& b, Value tokens, Value table) {
+  return b.emit1("embedding", {tokens, table});
+}
+
+namespace {
+
+// embedding: inputs (tokens, table) -> (y).
+std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
+  const Type &tokens = t.input(0), &table = t.input(1);
+  expect_dtype("embedding", "tokens", tokens, DType::i32);
+  expect_rank("embedding", "table", table, 2);
+  if (table.dtype != DType::f32 && table.dtype != DType::bf16)
+    fail(ErrorKind::dtype, "embedding: table is {}, expected f32 or bf16", name_of(table.dtype));
+  Shape y = tokens.shape;
+  y.push_back(table.shape.cols());
+  return {{DType::f32, y}};
+}
+
+void run_fwd(const Exec& exec, const OpCall& c) {
+  embedding_fwd(exec, {.tokens = c.input(0), .table = c.input(1), .y = c.outputs[0]});
+}
+
+Cost cost_fwd(const OpTypes& t, const Attrs&) {
+  const int64_t tokens = t.input(0).elems(), width = t.input(1).shape.cols();
+  return {t.input(0).bytes() + tokens * width * size_of(t.input(1).dtype), t.outputs[0].bytes(), 0};
+}
+
+void vjp(VjpContext& ctx) {
+  if (!ctx.needs_grad(1)) return;
+  const VjpContext::ParameterGrad grad = ctx.parameter_grad(1);
+  ctx.builder().emit("embedding_bwd", {ctx.op().inputs[0], ctx.output_grad(0)},
+                     {{"accumulate", grad.accumulate}}, {grad.slot});
+}
+
+// embedding_bwd: inputs (tokens, dy) -> (), updates (dtable). Attribute accumulate.
+std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
+  const Type &tokens = t.input(0), &dtable = t.update(0);
+  expect_dtype("embedding_bwd", "tokens", tokens, DType::i32);
+  expect_rank("embedding_bwd", "dtable", dtable, 2);
+  expect_dtype("embedding_bwd", "dtable", dtable, DType::f32);
+  Shape dy = tokens.shape;
+  dy.push_back(dtable.shape.cols());
+  expect_shape("embedding_bwd", "dy", t.input(1), dy);
+  expect_dtype("embedding_bwd", "dy", t.input(1), DType::f32);
+  return {};
+}
+
+void run_bwd(const Exec& exec, const OpCall& c) {
+  embedding_bwd(exec, {.tokens = c.input(0),
+                       .dy = c.input(1),
+                       .dtable = c.update(0),
+                       .accumulate = c.attrs.flag("accumulate")});
+}
+
+int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
+  return (t.update(0).shape[0] + 1 + t.input(0).elems()) * int64_t{sizeof(int32_t)};
+}
+
+Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
+  // Overwriting writes every row; adding moves at most as many rows as there are tokens.
+  const Type &tokens = t.input(0), &dy = t.input(1), &dtable = t.update(0);
+  const int64_t touched = std::min(dy.bytes(), dtable.bytes());
+  const bool accumulate = attrs.flag("accumulate");
+  return {tokens.bytes() + dy.bytes() + (accumulate ? touched : 0),
+          accumulate ? touched : dtable.bytes(), dy.elems()};
+}
+
+const OpEntry kEntries[] = {
+    {{.name = "embedding", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd}, run_fwd},
+    {{.name = "embedding_bwd", .infer = infer_bwd, .cost = cost_bwd}, run_bwd, scratch_bwd},
+};
+
+}  // namespace
+
+std::span<const OpEntry> embedding_ops() {
+  return kEntries;
+}
+
+}  // namespace tightloop

@@ -1,0 +1,33 @@
+#pragma once
+
+#include "tightloop/ops/op_entry.h"
+#include "tightloop/program/builder.h"
+
+namespace tightloop {
+
+/// Looks up rows of a table: y[n] = table[tokens[n]].
+/// Shapes: tokens (...); table (V, C); y (..., C).
+/// Types:  tokens i32; table f32 or bf16; y f32; all floats float64 on the reference device.
+/// Memory: moves one row of the table and of y per token.
+/// Errors: Error{shape, dtype}; Error{data} for a token outside 0..V-1.
+struct EmbeddingFwd {
+  ConstTensorView tokens, table;
+  TensorView y;
+};
+void embedding_fwd(const Exec& exec, const EmbeddingFwd& args);
+
+/// Backward: dtable[v] (+)= sum over tokens[n] = v, in the order of n, of dy[n].
+/// `accumulate` false overwrites the whole table: rows without a token become 0.
+/// Memory: the positions are sorted by token in scratch, V + 1 + tokens ints.
+/// Order:  bitwise repeatable for any number of threads: each row of the table has one owner.
+struct EmbeddingBwd {
+  ConstTensorView tokens, dy;
+  TensorView dtable;
+  bool accumulate;
+};
+void embedding_bwd(const Exec& exec, const EmbeddingBwd& args);
+
+/// y of EmbeddingFwd. The table's gradient goes to its gradient slot, in f32.
+Value embedding(Builder& b, Value tokens, Value table);
+
+}  // namespace tightloop

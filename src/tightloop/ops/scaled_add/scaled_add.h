@@ -1,0 +1,43 @@
+#pragma once
+
+#include "tightloop/ops/op_entry.h"
+#include "tightloop/program/builder.h"
+
+namespace tightloop {
+
+/// Sum of two tensors with learned and fixed factors:
+///   y = fa*x + fb*z,   fa = ca * a[ia] (ca without a),   fb = cb * b[ib] (cb without b).
+/// Shapes: x, z, y equal; a (La), b (Lb), each may be empty.
+/// Types:  f32; float64 on the reference device.
+/// Memory: y may alias x or z. Moves 3 * elements.
+/// Errors: Error{shape, dtype}; Error{shape} for an index outside its vector.
+struct ScaledAddFwd {
+  ConstTensorView x, z, a, b;
+  TensorView y;
+  double ca = 1.0, cb = 1.0;
+  int64_t ia = 0, ib = 0;
+};
+void scaled_add_fwd(const Exec& exec, const ScaledAddFwd& args);
+
+/// Backward: dx = fa*dy, dz = fb*dy, da[ia] += ca * sum(dy*x), db[ib] += cb * sum(dy*z).
+/// da may be empty, and x with it; db and z likewise. dx may alias dy.
+/// Types: the two sums in float64 over 64 fixed blocks in scratch, so bits repeat.
+struct ScaledAddBwd {
+  ConstTensorView dy, x, z, a, b;
+  TensorView dx, dz, da, db;
+  double ca = 1.0, cb = 1.0;
+  int64_t ia = 0, ib = 0;
+};
+void scaled_add_bwd(const Exec& exec, const ScaledAddBwd& args);
+
+/// One side of a scaled sum: constant * vector[index], or the constant alone without a vector.
+struct ScaledTerm {
+  Value vector = {};
+  int64_t index = 0;
+  double constant = 1.0;
+};
+
+/// y = factor(a)*x + factor(b)*z.
+Value scaled_add(Builder& builder, Value x, Value z, const ScaledTerm& a, const ScaledTerm& b);
+
+}  // namespace tightloop
