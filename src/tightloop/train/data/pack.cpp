@@ -1,0 +1,143 @@
+#include "tightloop/train/data/pack.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "tightloop/core/error.h"
+
+namespace tightloop {
+
+nlohmann::json to_json(const DataCursor& cursor) {
+  nlohmann::json buffer = nlohmann::json::array();
+  for (const DocumentRef& ref : cursor.buffer) buffer.push_back({ref.shard, ref.begin, ref.length});
+  return {{"identity", cursor.identity},          {"rows", cursor.rows},
+          {"epoch", cursor.position.epoch},       {"turn", cursor.position.turn},
+          {"document", cursor.position.document}, {"buffer", std::move(buffer)}};
+}
+
+DataCursor data_cursor_from_json(const nlohmann::json& json) {
+  const auto number = [](const nlohmann::json& value, std::string_view field) {
+    if (!value.is_number_integer())
+      fail(ErrorKind::data, "data cursor: {} is {}, expected an integer", field, value.dump());
+    return value.get<int64_t>();
+  };
+  const auto field = [&](const char* name) -> const nlohmann::json& {
+    if (!json.is_object() || !json.contains(name))
+      fail(ErrorKind::data, "data cursor: {} is missing", name);
+    return json.at(name);
+  };
+  DataCursor out;
+  if (!field("identity").is_string()) fail(ErrorKind::data, "data cursor: identity is no string");
+  out.identity = field("identity").get<std::string>();
+  out.rows = number(field("rows"), "rows");
+  out.position.epoch = number(field("epoch"), "epoch");
+  out.position.turn = number(field("turn"), "turn");
+  out.position.document = number(field("document"), "document");
+  const nlohmann::json& buffer = field("buffer");
+  if (!buffer.is_array()) fail(ErrorKind::data, "data cursor: buffer is no list");
+  for (const nlohmann::json& entry : buffer) {
+    if (!entry.is_array() || entry.size() != 3)
+      fail(ErrorKind::data, "data cursor: buffer has {}, expected [shard, begin, length]",
+           entry.dump());
+    const int64_t shard = number(entry[0], "buffer shard");
+    const int64_t length = number(entry[2], "buffer length");
+    if (shard != static_cast<int32_t>(shard) || length != static_cast<int32_t>(length))
+      fail(ErrorKind::data, "data cursor: buffer has {}: out of range", entry.dump());
+    out.buffer.push_back({.shard = static_cast<int32_t>(shard),
+                          .length = static_cast<int32_t>(length),
+                          .begin = number(entry[1], "buffer begin")});
+  }
+  return out;
+}
+
+RowPacker::RowPacker(DocumentOptions options, int64_t T) : stream_(std::move(options)), T_(T) {
+  if (T < 1) fail(ErrorKind::usage, "the sequence length is {}, expected at least 1", T);
+  if (stream_.total_tokens() < T + 1)
+    throw Error(
+        ErrorKind::data,
+        fmt::format("{}: the data set has {} tokens, one row of sequence length {} needs {}",
+                    stream_.options().shards[0], stream_.total_tokens(), T, T + 1))
+        .with_hint("use a shorter --max-seq-len or more data");
+  identity_ = fmt::format("best-fit-{}-{}", T, stream_.identity());
+  buffer_.reserve(static_cast<size_t>(kBufferDocuments + kRefillDocuments));
+}
+
+void RowPacker::place(const DocumentRef& document,
+                      int64_t length,
+                      const RowView& row,
+                      int64_t at) const {
+  const auto to = static_cast<size_t>(at);
+  const auto from = static_cast<size_t>(document.begin);
+  const auto n = static_cast<size_t>(length);
+  stream_.shard(document.shard).copy(document.begin, row.tokens.subspan(to, n));
+  if (!has_floor()) return;
+  const FloorFile& floor = stream_.floor(document.shard);
+  std::ranges::copy(floor.nats().subspan(from, n), row.floor.subspan(to, n).begin());
+  std::ranges::copy(floor.classes().subspan(from, n), row.skill.subspan(to, n).begin());
+}
+
+void RowPacker::next(const RowView& row, std::vector<int32_t>& starts) {
+  const int64_t capacity = T_ + 1;
+  TL_CHECK(std::ssize(row.tokens) == capacity);
+  TL_CHECK(!has_floor() ||
+           (std::ssize(row.floor) == capacity && std::ssize(row.skill) == capacity));
+  int64_t at = 0;
+  while (at < capacity) {
+    while (std::ssize(buffer_) < kBufferDocuments)
+      for (int64_t i = 0; i < kRefillDocuments; ++i) buffer_.push_back(stream_.next());
+    const int64_t room = capacity - at;
+    size_t longest = buffer_.size(), shortest = 0;
+    int64_t longest_length = 0;
+    for (size_t i = 0; i < buffer_.size(); ++i) {
+      const int64_t length = buffer_[i].length;
+      if (length <= room && length > longest_length) {
+        longest = i;
+        longest_length = length;
+      }
+      if (length < buffer_[shortest].length) shortest = i;
+    }
+    const size_t taken = longest < buffer_.size() ? longest : shortest;
+    const DocumentRef document = buffer_[taken];
+    const int64_t length = std::min<int64_t>(document.length, room);
+    place(document, length, row, at);
+    starts.push_back(static_cast<int32_t>(at));
+    buffer_.erase(buffer_.begin() + static_cast<std::ptrdiff_t>(taken));
+    at += length;
+    placed_tokens_ += length;
+    cropped_tokens_ += document.length - length;
+  }
+  ++rows_;
+}
+
+void RowPacker::save(DataCursor& out) const {
+  out.identity = identity_;
+  out.rows = rows_;
+  out.position = stream_.position();
+  out.buffer.assign(buffer_.begin(), buffer_.end());
+}
+
+void RowPacker::restore(const DataCursor& cursor) {
+  if (cursor.identity != identity_)
+    throw Error(ErrorKind::data,
+                "the data cursor belongs to other shards, another data seed or sequence length")
+        .with_hint("resume with the --data, --data-seed and --max-seq-len of the first run");
+  if (cursor.rows < 0) fail(ErrorKind::data, "data cursor: rows is {}", cursor.rows);
+  if (std::ssize(cursor.buffer) > kBufferDocuments + kRefillDocuments)
+    fail(ErrorKind::data, "data cursor: the buffer has {} documents, expected at most {}",
+         cursor.buffer.size(), kBufferDocuments + kRefillDocuments);
+  for (const DocumentRef& ref : cursor.buffer) stream_.check(ref);
+  stream_.seek(cursor.position);
+  rows_ = cursor.rows;
+  buffer_.assign(cursor.buffer.begin(), cursor.buffer.end());
+}
+
+void RowPacker::restart() {
+  stream_.seek({});
+  rows_ = 0;
+  buffer_.clear();
+}
+
+}  // namespace tightloop

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "tightloop/train/data/documents.h"
+
+namespace tightloop {
+
+/// Everything needed to go on with the next row: a few numbers and the buffered documents.
+struct DataCursor {
+  std::string identity;  // of the RowPacker it belongs to
+  int64_t rows = 0;      // made so far
+  DocumentStream::Position position;
+  std::vector<DocumentRef> buffer;
+  bool operator==(const DataCursor&) const = default;
+};
+
+nlohmann::json to_json(const DataCursor& cursor);
+/// Error{data} naming the field that is missing or of the wrong type.
+DataCursor data_cursor_from_json(const nlohmann::json& json);
+
+/// One row of T + 1 tokens, and for data with a known floor −log p (nats) and skill of each token
+/// (spans are empty otherwise).
+struct RowView {
+  std::span<int32_t> tokens;
+  std::span<float> floor;
+  std::span<uint8_t> skill;
+};
+
+/// Cuts a document stream into rows of T + 1 tokens that start with BOS and have no padding: BOS-
+/// aligned best-fit packing as nanochat does it. For each placement:
+///   1. while the buffer holds fewer than 1,000 documents, read 128 more;
+///   2. of the documents that fit into the rest of the row take the longest (the first on ties);
+///   3. if none fits, take the shortest (the first on ties), fill the row with its beginning and
+///      drop the rest.
+/// The rows depend on the documents and on T only. A resumed packer makes the same rows, bit for
+/// bit. Not thread-safe.
+class RowPacker {
+ public:
+  static constexpr int64_t kBufferDocuments{1000};
+  static constexpr int64_t kRefillDocuments{128};
+
+  /// Error{usage} when T < 1, Error{data} when the shards together hold fewer than T + 1 tokens.
+  RowPacker(DocumentOptions options, int64_t T);
+
+  int64_t T() const { return T_; }
+  bool has_floor() const { return stream_.has_floor(); }
+  const DocumentStream& documents() const { return stream_; }
+
+  /// Makes the next row. Appends to `starts` where its documents begin, positions in 0..T.
+  void next(const RowView& row, std::vector<int32_t>& starts);
+
+  /// Copies the state into `out`, whose memory is reused.
+  void save(DataCursor& out) const;
+  /// Error{data} when the cursor belongs to other data, another order or another T.
+  void restore(const DataCursor& cursor);
+
+  /// Back to the first row: for a validation set that every evaluation reads from its start.
+  void restart();
+
+  /// Tokens placed, and tokens dropped by cropping, since construction.
+  int64_t placed_tokens() const { return placed_tokens_; }
+  int64_t cropped_tokens() const { return cropped_tokens_; }
+
+ private:
+  void place(const DocumentRef& document, int64_t room, const RowView& row, int64_t at) const;
+
+  DocumentStream stream_;
+  int64_t T_;
+  std::string identity_;
+  int64_t rows_ = 0;
+  std::vector<DocumentRef> buffer_;
+  int64_t placed_tokens_ = 0;
+  int64_t cropped_tokens_ = 0;
+};
+
+}  // namespace tightloop
