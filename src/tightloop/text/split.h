@@ -36,6 +36,8 @@ class Splitter {
 
    private:
     friend class Splitter;
+    void release();
+
     void* match_data_ = nullptr;
     void* context_ = nullptr;
     void* stack_ = nullptr;

@@ -50,7 +50,8 @@ class Tokenizer {
   /// Parses GPT-2's two files. They carry no split rule: GPT-2's is meant.
   static Tokenizer from_gpt2(const Gpt2Files& files);
   /// Byte-level BPE in nanochat's id layout: 0..255 are the bytes, merge k (a pair of earlier ids)
-  /// makes 256 + k, the specials follow. `split` is a regular expression (text/split.h).
+  /// makes 256 + k, the specials follow. A merge that makes bytes an earlier token has already
+  /// makes that token and takes no new id. `split` is a regular expression (text/split.h).
   static Tokenizer byte_level(std::span<const std::pair<int32_t, int32_t>> merges,
                               const std::string& split,
                               const std::vector<std::string>& specials);
