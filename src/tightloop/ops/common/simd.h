@@ -1,11 +1,12 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 /// Put before a plain function with simple loops: the compiler makes one version per instruction
 /// set and the right one is chosen when the program starts. Helpers called inside must be
-/// TL_INLINE, or the loop stays scalar. Off under sanitizers and where ifunc does not exist.
+/// TL_INLINE, or the loop stays scalar: that includes std::sqrt, std::max, std::bit_cast (use
+/// __builtin_sqrtf, a comparison, __builtin_bit_cast). Off under sanitizers and where ifunc does
+/// not exist.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(TL_SANITIZED) && \
     defined(__GNUC__) && !defined(__clang__)
 #define TL_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
@@ -23,7 +24,7 @@ TL_INLINE float exp2_approx(float x) {
   x = x > 127.49f ? 127.49f : x;
   // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits.
   const float shifted = x + 12582912.0f;
-  const int32_t n = std::bit_cast<int32_t>(shifted) - 0x4b400000;
+  const int32_t n = __builtin_bit_cast(int32_t, shifted) - 0x4b400000;
   const float r = x - (shifted - 12582912.0f);
   float p = 1.5403530e-4f;
   p = p * r + 1.3333558e-3f;
@@ -32,7 +33,7 @@ TL_INLINE float exp2_approx(float x) {
   p = p * r + 2.4022651e-1f;
   p = p * r + 6.9314718e-1f;
   p = p * r + 1.0f;
-  const float scale = std::bit_cast<float>((n + 127) << 23);
+  const float scale = __builtin_bit_cast(float, (n + 127) << 23);
   return n < -126 ? 0.0f : p * scale;
 }
 
