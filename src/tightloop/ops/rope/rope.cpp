@@ -1,0 +1,137 @@
+#include "tightloop/ops/rope/rope.h"
+
+#include <cmath>
+
+#include "tightloop/core/threads.h"
+#include "tightloop/ops/common/simd.h"
+#include "tightloop/program/differentiate.h"
+
+namespace tightloop {
+namespace {
+
+/// Rotates `heads` rows of width 2 * half by the angles of one table row. y may be x.
+TL_CLONES void rotate_heads(
+    const float* x, const float* cos_sin, float* y, int64_t heads, int64_t half, float sign) {
+  for (int64_t h = 0; h < heads; ++h, x += 2 * half, y += 2 * half) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < half; ++j) {
+      const float a = x[j], b = x[half + j];
+      const float c = cos_sin[j], s = sign * cos_sin[half + j];
+      y[j] = a * c + b * s;
+      y[half + j] = b * c - a * s;
+    }
+  }
+}
+
+void rotate_heads(
+    const double* x, const double* cos_sin, double* y, int64_t heads, int64_t half, double sign) {
+  for (int64_t h = 0; h < heads; ++h, x += 2 * half, y += 2 * half) {
+    for (int64_t j = 0; j < half; ++j) {
+      const double a = x[j], b = x[half + j];
+      const double c = cos_sin[j], s = sign * cos_sin[half + j];
+      y[j] = a * c + b * s;
+      y[half + j] = b * c - a * s;
+    }
+  }
+}
+
+template <typename T>
+void rotate_all(const Rope& a, int64_t pos) {
+  const Shape& shape = a.x.shape();
+  const int64_t tokens = shape[1], heads = shape[2], dim = shape[3], row = heads * dim;
+  const T *x = a.x.as<T>(), *table = a.table.as<T>() + pos * dim;
+  T* y = a.y.as<T>();
+  const T sign = a.inverse ? T{-1} : T{1};
+  parallel_for(
+      shape[0] * tokens, std::max<int64_t>(1, 8192 / row), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          rotate_heads(x + r * row, table + r % tokens * dim, y + r * row, heads, dim / 2, sign);
+      });
+}
+
+std::vector<Type> infer(const OpTypes& t, const Attrs& attrs) {
+  const Type& x = t.input(0);
+  expect_rank("rope", "x", x, 4);
+  expect_dtype("rope", "x", x, DType::f32);
+  expect_rank("rope", "table", t.input(1), 2);
+  expect_dtype("rope", "table", t.input(1), DType::f32);
+  if (x.shape[3] % 2 != 0)
+    fail(ErrorKind::shape, "rope: head dimension is {}, expected an even number", x.shape[3]);
+  if (t.input(1).shape[1] != x.shape[3] || t.input(1).shape[0] < x.shape[1])
+    fail(ErrorKind::shape, "rope: table has shape {}, expected (at least {}, {})",
+         to_string(t.input(1).shape), x.shape[1], x.shape[3]);
+  if (t.has_input(2)) {
+    expect_shape("rope", "pos", t.input(2), {});
+    expect_dtype("rope", "pos", t.input(2), DType::i32);
+  }
+  attrs.flag("inverse");
+  return {x};
+}
+
+void run(const Exec& exec, const OpCall& c) {
+  rope_run(exec, {.x = c.input(0),
+                  .table = c.input(1),
+                  .pos = c.input(2),
+                  .y = c.outputs[0],
+                  .inverse = c.attrs.flag("inverse")});
+}
+
+Cost cost(const OpTypes& t, const Attrs&) {
+  const Shape& x = t.input(0).shape;
+  const int64_t table_bytes = x[1] * x[3] * size_of(t.input(1).dtype);
+  return {t.input(0).bytes() + table_bytes, t.input(0).bytes(), 3 * x.elems()};
+}
+
+void vjp(VjpContext& ctx) {
+  const Op& op = ctx.op();
+  if (!ctx.needs_grad(0)) return;
+  ctx.add_grad(0, rope(ctx.builder(), ctx.output_grad(0), op.inputs[1], op.inputs[2],
+                       !op.attrs.flag("inverse")));
+}
+
+const OpEntry kEntries[] = {
+    {{.name = "rope", .infer = infer, .vjp = vjp, .cost = cost, .inplace = {{0, 0}}}, run},
+};
+
+}  // namespace
+
+void rope_run(const Exec& exec, const Rope& a) {
+  const int64_t tokens = a.x.shape()[1], rows = a.table.shape()[0];
+  const int64_t pos = a.pos.empty() ? 0 : *a.pos.as<int32_t>();
+  if (pos < 0 || pos + tokens > rows)
+    fail(ErrorKind::usage, "rope: positions {} to {} are not in a table of {} rows", pos,
+         pos + tokens - 1, rows);
+  exec.device == Device::ref ? rotate_all<double>(a, pos) : rotate_all<float>(a, pos);
+}
+
+void fill_rope_table(const TensorView& table, double theta) {
+  const int64_t rows = table.shape()[0], dim = table.shape()[1], half = dim / 2;
+  if (table.dtype() != DType::f64 && table.dtype() != DType::f32)
+    fail(ErrorKind::dtype, "rope: table is {}, expected f32 or f64", name_of(table.dtype()));
+  for (int64_t j = 0; j < half; ++j) {
+    const double frequency =
+        std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(dim));
+    for (int64_t t = 0; t < rows; ++t) {
+      if (table.dtype() == DType::f64) {
+        const double angle = static_cast<double>(t) * frequency;
+        table.as<double>()[t * dim + j] = std::cos(angle);
+        table.as<double>()[t * dim + half + j] = std::sin(angle);
+      } else {
+        const float angle = static_cast<float>(t) * static_cast<float>(frequency);
+        const auto exact = static_cast<double>(angle);
+        table.as<float>()[t * dim + j] = static_cast<float>(std::cos(exact));
+        table.as<float>()[t * dim + half + j] = static_cast<float>(std::sin(exact));
+      }
+    }
+  }
+}
+
+std::span<const OpEntry> rope_ops() {
+  return kEntries;
+}
+
+Value rope(Builder& b, Value x, Value table, Value pos, bool inverse) {
+  return b.emit1("rope", {x, table, pos}, {{"inverse", inverse}});
+}
+
+}  // namespace tightloop
