@@ -8,7 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "tightloop/core/rng.h"
-#include "tightloop/core/test_support.h"
+#include "tightloop/core/unit_testing.h"
 #include "tightloop/io/atomic_file.h"
 
 namespace tightloop {

@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tightloop/core/test_support.h"
+#include "tightloop/core/unit_testing.h"
 
 namespace tightloop {
 namespace {
