@@ -6,10 +6,10 @@
 /// set and the right one is chosen when the program starts. Helpers called inside must be
 /// TL_INLINE, or the loop stays scalar: that includes std::sqrt, std::max, std::bit_cast (use
 /// __builtin_sqrtf, a comparison, __builtin_bit_cast). Off under sanitizers and where ifunc does
-/// not exist.
+/// not exist. The levels test for features; "arch=haswell" would match that one Intel model only.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(TL_SANITIZED) && \
     defined(__GNUC__) && !defined(__clang__)
-#define TL_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define TL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define TL_CLONES
 #endif
@@ -34,7 +34,7 @@ TL_INLINE float exp2_approx(float x) {
   p = p * r + 6.9314718e-1f;
   p = p * r + 1.0f;
   const float scale = __builtin_bit_cast(float, (n + 127) << 23);
-  return n < -126 ? 0.0f : p * scale;
+  return x <= -126.0f ? 0.0f : p * scale;  // false for NaN, which passes through
 }
 
 /// e^x, relative error below 3e-7 for |x| < 20, growing with |x| as the float32 product x·log2(e)
