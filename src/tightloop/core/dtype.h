@@ -45,9 +45,8 @@ inline __attribute__((always_inline)) float to_float(bf16 x) {
 /// Round to nearest, ties to even; NaN stays NaN.
 inline __attribute__((always_inline)) bf16 to_bf16(float x) {
   const uint32_t u = __builtin_bit_cast(uint32_t, x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-  return bf16{static_cast<uint16_t>(nan ? ((u >> 16) | 0x40u) : rounded)};
+  const uint32_t rounded = u + 0x7fffu + ((u >> 16) & 1u), quiet = u | 0x400000u;
+  return bf16{static_cast<uint16_t>((x != x ? quiet : rounded) >> 16)};
 }
 
 template <typename T>
