@@ -140,6 +140,17 @@ StorySettings StorySettings::named(std::string_view name) {
   fail(ErrorKind::usage, "there is no built-in corpus \"{}\": expected small or large", name);
 }
 
+int WordChoices::pick(Rng& rng) const {
+  if (words.size() == 1) return 0;
+  uint64_t left = rng.below(total);
+  for (int i = 0;; ++i) {
+    if (i == without) continue;
+    const uint64_t w = weights[static_cast<size_t>(i)];
+    if (left < w) return i;
+    left -= w;
+  }
+}
+
 int32_t StoryCorpus::word(const std::string& piece) {
   for (size_t i = 0; i < pieces_.size(); ++i)
     if (pieces_[i] == piece) return static_cast<int32_t>(i);
@@ -301,16 +312,7 @@ SyntheticDocument StoryCorpus::story(uint64_t stream) const {
   out.skill.reserve(128);
   Rng rng(seed_, stream);
   walk([&](const WordChoices& choices, Skill skill) {
-    int picked = 0;
-    if (choices.words.size() > 1) {
-      uint64_t left = rng.below(choices.total);
-      for (;; ++picked) {
-        if (picked == choices.without) continue;
-        const uint64_t w = choices.weights[static_cast<size_t>(picked)];
-        if (left < w) break;
-        left -= w;
-      }
-    }
+    const int picked = choices.pick(rng);
     out.tokens.push_back(choices.words[static_cast<size_t>(picked)]);
     out.nll.push_back(nats_of(choices.weights[static_cast<size_t>(picked)], choices.total));
     out.skill.push_back(static_cast<uint8_t>(skill));
@@ -414,6 +416,10 @@ std::vector<std::string> StoryCorpus::words() const {
     out.push_back(piece[0] == ' ' ? piece.substr(1) : piece);
   }
   return out;
+}
+
+Tokenizer StoryCorpus::tokenizer() const {
+  return Tokenizer::word_level(words(), {std::string(kBosText)});
 }
 
 StoryEntropy StoryCorpus::entropy() const {

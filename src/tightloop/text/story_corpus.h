@@ -8,7 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "tightloop/core/rng.h"
 #include "tightloop/text/synthetic.h"
+#include "tightloop/text/tokenizer.h"
 
 namespace tightloop {
 
@@ -66,6 +68,8 @@ struct WordChoices {
   uint64_t total = 0;
   int without = -1;
 
+  /// A random one of them.
+  int pick(Rng& rng) const;
   bool allows(int i) const { return i != without && weights[static_cast<size_t>(i)] > 0; }
 };
 
@@ -90,6 +94,8 @@ class StoryCorpus {
   int32_t bos() const { return static_cast<int32_t>(pieces_.size()) - 1; }
   /// The words without blanks, in the order of their ids, without BOS.
   std::vector<std::string> words() const;
+  /// The word-level tokenizer with these ids.
+  Tokenizer tokenizer() const;
   /// The text of each word id, with its leading blank where it has one: " harbour", ",", "One". The
   /// text of a story is the concatenation of its pieces; BOS is kBosText.
   const std::vector<std::string>& pieces() const { return pieces_; }
