@@ -1,0 +1,12 @@
+#pragma once
+
+#include "tightloop/ops/cross_entropy/cross_entropy.h"
+
+namespace tightloop {
+
+void cross_entropy_fwd_ref(const CrossEntropyFwd& args);
+void cross_entropy_bwd_ref(const CrossEntropyBwd& args);
+void cross_entropy_fwd_cpu(const CrossEntropyFwd& args);
+void cross_entropy_bwd_cpu(const CrossEntropyBwd& args);
+
+}  // namespace tightloop
