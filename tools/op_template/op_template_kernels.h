@@ -1,0 +1,12 @@
+#pragma once
+
+#include "tightloop/ops/op_template/op_template.h"
+
+namespace tightloop {
+
+void op_template_fwd_ref(const OpTemplateFwd& args);
+void op_template_bwd_ref(const OpTemplateBwd& args);
+void op_template_fwd_cpu(const OpTemplateFwd& args);
+void op_template_bwd_cpu(const OpTemplateBwd& args);
+
+}  // namespace tightloop
