@@ -1,0 +1,160 @@
+#include "tightloop/ops/attention/attention.h"
+
+#include <cstring>
+
+#include "tightloop/core/threads.h"
+#include "tightloop/ops/common/op_testing.h"
+
+namespace tightloop {
+namespace {
+
+using testing::check_op;
+using testing::TestProgram;
+
+struct Case {
+  int64_t batch, tokens, heads, kv_heads, dim, window;
+};
+
+std::string name_of_case(const Case& c) {
+  return fmt::format("B {} T {} H {} Hkv {} D {} window {}", c.batch, c.tokens, c.heads, c.kv_heads,
+                     c.dim, c.window);
+}
+
+std::vector<Value> build_attention(Builder& b, const Case& c) {
+  return attention(b, b.slot("q"), b.slot("k"), b.slot("v"), c.window,
+                   1.0 / std::sqrt(static_cast<double>(c.dim)));
+}
+
+TestProgram test_program(const Case& c) {
+  const Shape q{c.batch, c.tokens, c.heads, c.dim}, k{c.batch, c.tokens, c.kv_heads, c.dim};
+  return {.slots = {{"q", {DType::f32, q}}, {"k", {DType::f32, k}}, {"v", {DType::f32, k}}},
+          .build = [c](Builder& b) { return std::vector<Value>{build_attention(b, c)[0]}; }};
+}
+
+void check(const Case& c, int probes = 6) {
+  SCOPED_TRACE(name_of_case(c));
+  // f32 sums over D and over the keys. The gradients, with four times this, lose the most where few
+  // keys make do·v and delta nearly equal.
+  check_op(test_program(c), {.tolerance = 6e-6, .fd_probes = probes});
+}
+
+TEST(Attention, CpuMatchesRefAndFiniteDifferences) {
+  for (const int64_t dim : {1, 8, 20, 32, 64, 128}) {
+    for (const int64_t tokens : {1, 2, 17, 50, 100}) check({1, tokens, 2, 1, dim, 1 << 20}, 2);
+  }
+}
+
+TEST(Attention, WindowsAtTheirEdges) {
+  for (const int64_t tokens : {1, 7, 40, 97, 130}) {
+    for (const int64_t window : {int64_t{0}, int64_t{1}, int64_t{5}, int64_t{31}, tokens - 2,
+                                 tokens - 1, tokens, tokens + 1}) {
+      if (window >= 0) check({1, tokens, 2, 2, 16, window}, 2);
+    }
+  }
+}
+
+TEST(Attention, GroupsOfQueryHeadsShareKeys) {
+  for (const int64_t kv_heads : {1, 2, 4}) {
+    check({2, 33, 4, kv_heads, 24, 9});
+    check({2, 33, 4, kv_heads, 32, 1 << 20});
+  }
+}
+
+TEST(Attention, ManyBlocks) {
+  // Compared with ref only: finite differences on these sizes take minutes.
+  for (const Case& c : {Case{1, 300, 2, 1, 64, 100}, Case{1, 259, 1, 1, 128, 1 << 20},
+                        Case{3, 200, 3, 3, 32, 128}}) {
+    check(c, 0);
+  }
+}
+
+TEST(Attention, LseIsTheLogOfTheSum) {
+  for (const int64_t window : {3, 1000}) {
+    const Case c{2, 70, 4, 2, 32, window};
+    TestProgram test = test_program(c);
+    test.build = [c](Builder& b) { return build_attention(b, c); };
+    check_op(test, {.tolerance = 2e-6, .gradients = false});
+  }
+}
+
+TEST(Attention, LargeScoresStayFinite) {
+  TestProgram test = test_program({1, 150, 1, 1, 32, 1 << 20});
+  test.slots[0].stddev = 30.0;
+  test.slots[1].stddev = 3.0;
+  // Scores around 90 are rounded to 1e-5: that is the relative error of e^score.
+  check_op(test, {.tolerance = 1e-4, .fd_probes = 0});
+}
+
+/// Bytes of every output and gradient of one run.
+std::vector<std::byte> bits_of_run(const Case& c, int threads) {
+  const int before = thread_count();
+  set_thread_count(threads);
+  auto slots = std::make_shared<SlotTable>();
+  const TestProgram test = test_program(c);
+  for (const auto& s : test.slots) slots->add({s.name, s.type, s.role});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value o = build_attention(b, c)[0];
+  differentiate(program, op_table(), sum(b, mul(b, o, o)), {});
+  Interpreter run(program, Device::cpu);
+  testing::fill_slots(run, test, 5);
+  run.run();
+  std::vector<std::byte> bits;
+  const auto append = [&](const TensorView& t) {
+    const auto* p = static_cast<const std::byte*>(t.data);
+    bits.insert(bits.end(), p, p + t.bytes());
+  };
+  append(run.view(o));
+  for (const char* name : {"grad.q", "grad.k", "grad.v"}) append(run.slot(name));
+  set_thread_count(before);
+  return bits;
+}
+
+TEST(Attention, SameBitsForAnyThreadCount) {
+  for (const Case& c : {Case{1, 333, 2, 1, 32, 1 << 20}, Case{1, 333, 2, 2, 64, 100},
+                        Case{5, 100, 4, 2, 32, 30}, Case{1, 250, 1, 1, 16, 250}}) {
+    SCOPED_TRACE(name_of_case(c));
+    const auto one = bits_of_run(c, 1);
+    for (const int threads : {1, 2, 3, 7}) EXPECT_TRUE(bits_of_run(c, threads) == one) << threads;
+  }
+}
+
+TEST(Attention, VisiblePairs) {
+  for (const int64_t tokens : {1, 2, 9}) {
+    for (const int64_t window : {0, 1, 4, 8, 9, 100}) {
+      int64_t pairs = 0;
+      for (int64_t i = 0; i < tokens; ++i) {
+        for (int64_t j = 0; j <= i; ++j) pairs += j >= i - window ? 1 : 0;
+      }
+      EXPECT_EQ(attention_visible_pairs(tokens, window), pairs);
+    }
+  }
+}
+
+TEST(Attention, RefusesWrongOperands) {
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"q", {DType::f32, {1, 4, 4, 8}}, SlotRole::parameter});
+  slots->add({"k", {DType::f32, {1, 4, 3, 8}}, SlotRole::parameter});
+  slots->add({"k2", {DType::f32, {1, 4, 2, 8}}, SlotRole::parameter});
+  slots->add({"k5", {DType::f32, {1, 5, 2, 8}}, SlotRole::parameter});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const auto error = [&](ErrorKind kind, const char* k, const char* v, int64_t window,
+                         double scale) {
+    return testing::error_of(
+        kind, [&] { attention(b, b.slot("q"), b.slot(k), b.slot(v), window, scale); });
+  };
+  EXPECT_EQ(error(ErrorKind::shape, "k", "k", 4, 1.0),
+            "attention: 3 key/value heads, expected a divisor of 4 query heads");
+  EXPECT_EQ(error(ErrorKind::shape, "k5", "k5", 4, 1.0),
+            "attention: k has shape (1, 5, 2, 8), expected (1, 4, 2, 8)");
+  EXPECT_EQ(error(ErrorKind::shape, "k2", "k", 4, 1.0),
+            "attention: v has shape (1, 4, 3, 8), expected (1, 4, 2, 8)");
+  EXPECT_EQ(error(ErrorKind::usage, "k2", "k2", -1, 1.0),
+            "attention: window is -1, expected 0 or more");
+  EXPECT_EQ(error(ErrorKind::usage, "k2", "k2", 1, 0.0),
+            "attention: softmax_scale is 0, expected a positive number");
+}
+
+}  // namespace
+}  // namespace tightloop
