@@ -41,14 +41,17 @@ endif()
 
 # tl_library(<layer> DEPS <layers...> LINK <packages...>)
 # One static library per layer: all .cpp files of the folder that are not tests, benches or fuzzers.
-# Every <name>_test.cpp beside the code becomes the ctest <layer>.<name>, and with TL_FUZZ every
-# <name>_fuzz.cpp the program bin/fuzz/<layer>_<name>.
+# Every <name>_test.cpp beside the code becomes the ctest <layer>.<name>, and with TL_BENCH every
+# <name>_bench.cpp the program bin/bench/<layer>_<name>, with TL_FUZZ every <name>_fuzz.cpp the
+# program bin/fuzz/<layer>_<name>.
 function(tl_library layer)
   cmake_parse_arguments(ARG "" "" "DEPS;LINK" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cpp")
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.h")
   set(tests ${sources})
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
+  set(benches ${sources})
+  list(FILTER benches INCLUDE REGEX "_bench\\.cpp$")
   set(fuzzers ${sources})
   list(FILTER fuzzers INCLUDE REGEX "_fuzz\\.cpp$")
   list(FILTER sources EXCLUDE REGEX "_(test|bench|fuzz)\\.cpp$")
@@ -71,6 +74,16 @@ function(tl_library layer)
         set(labels sanitize)
       endif()
       tl_test(${layer}.${name} ${test} LINK tl_${layer} LABELS ${labels})
+    endforeach()
+  endif()
+  if(TL_BENCH)
+    foreach(bench ${benches})
+      get_filename_component(name ${bench} NAME_WE)
+      string(REGEX REPLACE "_bench$" "" name ${name})
+      add_executable(${layer}_${name}_bench ${bench})
+      target_link_libraries(${layer}_${name}_bench PRIVATE tl_${layer} benchmark::benchmark)
+      set_target_properties(${layer}_${name}_bench PROPERTIES
+        OUTPUT_NAME ${layer}_${name} RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin/bench")
     endforeach()
   endif()
   if(TL_FUZZ)
