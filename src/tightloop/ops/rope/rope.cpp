@@ -1,38 +1,25 @@
 #include "tightloop/ops/rope/rope.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tightloop/core/threads.h"
-#include "tightloop/ops/common/simd.h"
+#include "tightloop/ops/common/rotary.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 namespace {
 
-/// Rotates `heads` rows of width 2 * half by the angles of one table row. y may be x.
+/// Rotates the heads of one token. y may be x.
 TL_CLONES void rotate_heads(
     const float* x, const float* cos_sin, float* y, int64_t heads, int64_t half, float sign) {
-  for (int64_t h = 0; h < heads; ++h, x += 2 * half, y += 2 * half) {
-#pragma GCC ivdep
-    for (int64_t j = 0; j < half; ++j) {
-      const float a = x[j], b = x[half + j];
-      const float c = cos_sin[j], s = sign * cos_sin[half + j];
-      y[j] = a * c + b * s;
-      y[half + j] = b * c - a * s;
-    }
-  }
+  for (int64_t h = 0; h < heads; ++h)
+    rotate_head(x + h * 2 * half, cos_sin, y + h * 2 * half, half, sign);
 }
-
 void rotate_heads(
     const double* x, const double* cos_sin, double* y, int64_t heads, int64_t half, double sign) {
-  for (int64_t h = 0; h < heads; ++h, x += 2 * half, y += 2 * half) {
-    for (int64_t j = 0; j < half; ++j) {
-      const double a = x[j], b = x[half + j];
-      const double c = cos_sin[j], s = sign * cos_sin[half + j];
-      y[j] = a * c + b * s;
-      y[half + j] = b * c - a * s;
-    }
-  }
+  for (int64_t h = 0; h < heads; ++h)
+    rotate_head(x + h * 2 * half, cos_sin, y + h * 2 * half, half, sign);
 }
 
 template <typename T>
@@ -50,22 +37,10 @@ void rotate_all(const Rope& a, int64_t pos) {
 }
 
 std::vector<Type> infer(const OpTypes& t, const Attrs& attrs) {
-  const Type& x = t.input(0);
-  expect_rank("rope", "x", x, 4);
-  expect_dtype("rope", "x", x, DType::f32);
-  expect_rank("rope", "table", t.input(1), 2);
-  expect_dtype("rope", "table", t.input(1), DType::f32);
-  if (x.shape[3] % 2 != 0)
-    fail(ErrorKind::shape, "rope: head dimension is {}, expected an even number", x.shape[3]);
-  if (t.input(1).shape[1] != x.shape[3] || t.input(1).shape[0] < x.shape[1])
-    fail(ErrorKind::shape, "rope: table has shape {}, expected (at least {}, {})",
-         to_string(t.input(1).shape), x.shape[1], x.shape[3]);
-  if (t.has_input(2)) {
-    expect_shape("rope", "pos", t.input(2), {});
-    expect_dtype("rope", "pos", t.input(2), DType::i32);
-  }
+  expect_rotary("rope", t.input(0), t.input(1),
+                t.has_input(2) ? std::optional(t.input(2)) : std::nullopt);
   attrs.flag("inverse");
-  return {x};
+  return {t.input(0)};
 }
 
 void run(const Exec& exec, const OpCall& c) {
@@ -96,11 +71,7 @@ const OpEntry kEntries[] = {
 }  // namespace
 
 void rope_run(const Exec& exec, const Rope& a) {
-  const int64_t tokens = a.x.shape()[1], rows = a.table.shape()[0];
-  const int64_t pos = a.pos.empty() ? 0 : *a.pos.as<int32_t>();
-  if (pos < 0 || pos + tokens > rows)
-    fail(ErrorKind::usage, "rope: positions {} to {} are not in a table of {} rows", pos,
-         pos + tokens - 1, rows);
+  const int64_t pos = rotary_position("rope", a.pos, a.table, a.x.shape()[1]);
   exec.device == Device::ref ? rotate_all<double>(a, pos) : rotate_all<float>(a, pos);
 }
 
