@@ -21,18 +21,6 @@ Value scaled_add(Builder& builder, Value x, Value z, const ScaledTerm& a, const 
 
 namespace {
 
-void expect_factor(std::string_view op,
-                   std::string_view name,
-                   const Type& vector,
-                   std::string_view index_name,
-                   int64_t index) {
-  expect_rank(op, name, vector, 1);
-  expect_dtype(op, name, vector, DType::f32);
-  if (index < 0 || index >= vector.elems())
-    fail(ErrorKind::shape, "{}: {} is {}, but {} has {} elements", op, index_name, index, name,
-         vector.elems());
-}
-
 // scaled_add: inputs (x, z, a?, b?) -> (y). Attributes ca, cb, ia, ib.
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   const Type& x = t.input(0);

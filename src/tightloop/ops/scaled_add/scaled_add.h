@@ -1,5 +1,6 @@
 #pragma once
 
+#include "tightloop/ops/common/scaled_term.h"
 #include "tightloop/ops/op_entry.h"
 #include "tightloop/program/builder.h"
 
@@ -29,13 +30,6 @@ struct ScaledAddBwd {
   int64_t ia = 0, ib = 0;
 };
 void scaled_add_bwd(const Exec& exec, const ScaledAddBwd& args);
-
-/// One side of a scaled sum: constant * vector[index], or the constant alone without a vector.
-struct ScaledTerm {
-  Value vector = {};
-  int64_t index = 0;
-  double constant = 1.0;
-};
 
 /// y = factor(a)*x + factor(b)*z.
 Value scaled_add(Builder& builder, Value x, Value z, const ScaledTerm& a, const ScaledTerm& b);

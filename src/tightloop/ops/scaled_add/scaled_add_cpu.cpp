@@ -10,11 +10,6 @@ namespace {
 constexpr int64_t kGrain = 16384;
 constexpr int64_t kChunk = 4096;  // elements whose sums and products are done while in L1/L2
 
-float factor(double constant, const ConstTensorView& vector, int64_t index) {
-  if (vector.empty()) return static_cast<float>(constant);
-  return static_cast<float>(constant * static_cast<double>(vector.as<float>()[index]));
-}
-
 TL_CLONES void add_scaled(const float* x, const float* z, float* y, int64_t n, float fa, float fb) {
   for (int64_t i = 0; i < n; ++i) y[i] = fa * x[i] + fb * z[i];
 }
@@ -34,7 +29,7 @@ TL_CLONES double dot(const float* x, const float* y, int64_t n) {
 }  // namespace
 
 void scaled_add_fwd_cpu(const ScaledAddFwd& s) {
-  const float fa = factor(s.ca, s.a, s.ia), fb = factor(s.cb, s.b, s.ib);
+  const float fa = factor_of<float>(s.ca, s.a, s.ia), fb = factor_of<float>(s.cb, s.b, s.ib);
   const float *x = s.x.as<float>(), *z = s.z.as<float>();
   float* y = s.y.as<float>();
   parallel_for(s.x.elems(), kGrain, [&](int64_t begin, int64_t end) {
@@ -44,7 +39,7 @@ void scaled_add_fwd_cpu(const ScaledAddFwd& s) {
 
 void scaled_add_bwd_cpu(const ScaledAddBwd& s, double* scratch) {
   const int64_t n = s.dy.elems();
-  const float fa = factor(s.ca, s.a, s.ia), fb = factor(s.cb, s.b, s.ib);
+  const float fa = factor_of<float>(s.ca, s.a, s.ia), fb = factor_of<float>(s.cb, s.b, s.ib);
   const float* dy = s.dy.as<float>();
   float *dx = s.dx.as<float>(), *dz = s.dz.as<float>();
   const float* x = s.da.empty() ? nullptr : s.x.as<float>();

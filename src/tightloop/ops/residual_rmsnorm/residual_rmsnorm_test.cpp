@@ -1,0 +1,171 @@
+#include "tightloop/ops/residual_rmsnorm/residual_rmsnorm.h"
+
+#include <cstring>
+
+#include "tightloop/core/threads.h"
+#include "tightloop/ops/common/op_testing.h"
+
+namespace tightloop {
+namespace {
+
+using testing::check_op;
+
+/// What is added, and where: x alone, x + y, scaled with z, or both.
+struct Form {
+  bool add, scale;
+};
+constexpr Form kForms[] = {{false, false}, {true, false}, {false, true}, {true, true}};
+
+testing::TestProgram fused(const Shape& shape, Form form) {
+  return {.slots = {{"x", {DType::f32, shape}},
+                    {"y", {DType::f32, shape}},
+                    {"z", {DType::f32, shape}},
+                    {"a", {DType::f32, {3}}},
+                    {"b", {DType::f32, {2}}}},
+          .build = [form](Builder& b) {
+            const auto out = residual_rmsnorm(
+                b, b.slot("x"), form.add ? b.slot("y") : Value{},
+                form.scale ? b.slot("z") : Value{},
+                {.vector = form.scale ? b.slot("a") : Value{}, .index = 2, .constant = 0.5},
+                {.vector = form.scale ? b.slot("b") : Value{}, .index = 1}, {1e-5, 1.2});
+            std::vector<Value> values{out.h};
+            if (form.add || form.scale) values.push_back(out.t);
+            if (form.add && form.scale) values.push_back(out.s);
+            return values;
+          }};
+}
+
+TEST(ResidualRmsnorm, CpuMatchesRefAndFiniteDifferences) {
+  for (const Shape& shape : {Shape{2, 3}, Shape{2, 5, 33}, Shape{20, 192}}) {
+    for (const Form form : kForms) {
+      SCOPED_TRACE(fmt::format("{} add {} scale {}", to_string(shape), form.add, form.scale));
+      check_op(fused(shape, form), {.tolerance = 1e-5});
+    }
+  }
+}
+
+// z is a temporary with a gradient of its own already: the op adds to it in the same pass.
+TEST(ResidualRmsnorm, AddsToTheGradientOfZSoFar) {
+  check_op({.slots = {{"x", {DType::f32, {6, 20}}},
+                      {"y", {DType::f32, {6, 20}}},
+                      {"a", {DType::f32, {1}}}},
+            .build =
+                [](Builder& b) {
+                  const Value z = mul(b, b.slot("x"), b.slot("y"));
+                  const auto out =
+                      residual_rmsnorm(b, b.slot("x"), b.slot("y"), z, {.vector = b.slot("a")},
+                                       {.constant = 0.3}, {1e-5, 1.0});
+                  return std::vector<Value>{out.h, out.s, mul(b, z, out.t)};
+                }},
+           {.tolerance = 1e-5});
+}
+
+/// A training Program written with the plain operations or with the fused one.
+Program arm_program(Form form, bool fuse, const Shape& shape) {
+  auto slots = std::make_shared<SlotTable>();
+  for (const char* name : {"x", "y", "z"}) slots->add({name, {DType::f32, shape}});
+  slots->add({"a", {DType::f32, {3}}});
+  slots->add({"b", {DType::f32, {2}}});
+  slots->add({"weight", {DType::f32, shape}, SlotRole::constant});
+  slots->add({"h", {DType::f32, shape}, SlotRole::output});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value x = b.slot("x"), y = b.slot("y"), z = b.slot("z"), a = b.slot("a"), v = b.slot("b");
+  Value t, h;
+  if (fuse) {
+    const auto out =
+        residual_rmsnorm(b, x, form.add ? y : Value{}, form.scale ? z : Value{},
+                         {.vector = form.scale ? a : Value{}, .index = 1, .constant = 0.5},
+                         {.vector = form.scale ? v : Value{}, .index = 0}, {1e-5, 1.2});
+    t = out.t, h = out.h;
+  } else {
+    t = form.add ? b.emit1("add", {x, y}) : x;
+    if (form.scale)
+      t = b.emit1("scaled_add", {t, z, a, v},
+                  {{"ca", 0.5}, {"cb", 1.0}, {"ia", int64_t{1}}, {"ib", int64_t{0}}});
+    h = b.emit("rmsnorm", {t, Value{}}, {{"eps", 1e-5}, {"scale", 1.2}})[0];
+  }
+  store(b, h, b.slot("h"), false);
+  const Value loss = add(b, sum(b, mul(b, h, b.slot("weight"))), sum(b, mul(b, t, t)));
+  differentiate(program, op_table(), loss, {});
+  return program;
+}
+
+TEST(ResidualRmsnorm, HasTheBitsOfTheUnfusedOperations) {
+  const Shape shape{37, 100};
+  for (const Form form : kForms) {
+    SCOPED_TRACE(fmt::format("add {} scale {}", form.add, form.scale));
+    const Program plain = arm_program(form, false, shape), fuse = arm_program(form, true, shape);
+    Interpreter one(plain, Device::cpu), two(fuse, Device::cpu);
+    for (const char* name : {"x", "y", "z", "a", "b", "weight"}) {
+      Rng rng(11, static_cast<uint64_t>(name[0]));
+      const TensorView from = one.slot(name), to = two.slot(name);
+      for (int64_t i = 0; i < from.elems(); ++i) {
+        const auto v = static_cast<double>(static_cast<float>(rng.normal()));
+        one.set(from, i, v), two.set(to, i, v);
+      }
+    }
+    one.run(), two.run();
+    std::vector<std::string> exact{"h", "grad.x"};
+    if (form.add) exact.push_back("grad.y");
+    if (form.scale) exact.push_back("grad.z");
+    for (const std::string& name : exact) {
+      const TensorView p = one.slot(name), q = two.slot(name);
+      EXPECT_EQ(std::memcmp(p.data, q.data, static_cast<size_t>(p.bytes())), 0) << name;
+    }
+    if (!form.scale) continue;
+    // Sums over other blocks: equal to rounding.
+    for (const char* name : {"grad.a", "grad.b"}) {
+      EXPECT_LE(testing::scaled_error(one, one.slot(name), two, two.slot(name)), 1e-6) << name;
+    }
+  }
+}
+
+TEST(ResidualRmsnormBwd, SameBitsForAnyThreadCount) {
+  const Program program = arm_program({true, true}, true, {301, 40});
+  const auto run = [&](int threads) {
+    const int before = thread_count();
+    set_thread_count(threads);
+    Interpreter it(program, Device::cpu);
+    for (const char* name : {"x", "y", "z", "a", "b", "weight"}) {
+      Rng rng(12, static_cast<uint64_t>(name[0]));
+      const TensorView t = it.slot(name);
+      for (int64_t i = 0; i < t.elems(); ++i) it.set(t, i, rng.normal());
+    }
+    it.run();
+    set_thread_count(before);
+    std::vector<double> all;
+    for (const char* name : {"grad.x", "grad.z", "grad.a", "grad.b"}) {
+      const TensorView t = it.slot(name);
+      for (int64_t i = 0; i < t.elems(); ++i) all.push_back(it.get(t, i));
+    }
+    return all;
+  };
+  EXPECT_EQ(run(1), run(6));
+}
+
+TEST(ResidualRmsnorm, RefusesOperandsThatDoNotFit) {
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"x", {DType::f32, {2, 4}}, SlotRole::parameter});
+  slots->add({"y", {DType::f32, {2, 3}}, SlotRole::parameter});
+  slots->add({"a", {DType::f32, {2}}, SlotRole::parameter});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value x = b.slot("x"), y = b.slot("y"), a = b.slot("a");
+  EXPECT_EQ(
+      testing::error_of(ErrorKind::shape, [&] { residual_rmsnorm(b, x, y, {}, {}, {}, {1e-6}); }),
+      "residual_rmsnorm: y has shape (2, 3), expected (2, 4)");
+  EXPECT_EQ(testing::error_of(
+                ErrorKind::shape,
+                [&] { residual_rmsnorm(b, x, {}, x, {.vector = a, .index = 2}, {}, {1e-6}); }),
+            "residual_rmsnorm: ia is 2, but a has 2 elements");
+  EXPECT_EQ(testing::error_of(
+                ErrorKind::shape,
+                [&] {
+                  b.emit("residual_rmsnorm", {x}, {{"has_add", true}, {"has_scale", false}});
+                }),
+            "residual_rmsnorm: y is absent, has_add true; z is absent, has_scale false");
+}
+
+}  // namespace
+}  // namespace tightloop
