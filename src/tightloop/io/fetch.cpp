@@ -224,8 +224,7 @@ class Downloader {
     if (item.bytes && transfer.have > *item.bytes) restart(transfer, part);
     bool resumed = found_part && transfer.have > 0;
 
-    for (bool again = true; again;) {
-      again = false;
+    while (true) {
       download(transfer, part);
       const std::string complaint = check(item, transfer.have, part);
       if (complaint.empty()) break;
@@ -239,7 +238,6 @@ class Downloader {
           fmt::format("{}: {}; downloading it again from the start", item.name, complaint));
       restart(transfer, part);
       resumed = false;
-      again = true;
     }
     report(transfer);
     if (::fsync(fd.get()) != 0) fail_errno(errno, "sync", part);
