@@ -52,6 +52,7 @@ SyntheticDocument StoryEncoder::story(uint64_t stream) const {
     if (word != corpus_->bos()) text += corpus_->pieces()[static_cast<size_t>(word)];
     return picked;
   });
+  if (tokenizer_->is_word_level()) return out;  // cuts at words by definition
   std::vector<int32_t> whole{out.tokens[0]};
   tokenizer_->encode_append(text, SpecialTokens::as_text, whole);
   if (whole != out.tokens)
