@@ -19,6 +19,13 @@ constexpr char kNoSplit[] = "(?s).+";
 constexpr char kWhitespaceSplit[] = "\\S+";
 constexpr char kWhitespace[] = "\\w+|[^\\w\\s]+";
 
+/// The value as an id below `limit`, if it is one.
+std::optional<int32_t> id_of(const Json& value, int64_t limit) {
+  const auto most = static_cast<uint64_t>(limit);
+  if (!value.is_number_unsigned() || value.get<uint64_t>() >= most) return std::nullopt;
+  return static_cast<int32_t>(value.get<uint64_t>());
+}
+
 /// A value inside a file, and how to name it in errors: `tokenizer.json: model.vocab`.
 struct Field {
   const Json* value;
@@ -64,11 +71,9 @@ struct Field {
   /// An id below `limit`.
   int32_t id(int64_t limit) const {
     if (value == nullptr || !value->is_number_integer()) wrong("an id");
-    const bool fits = value->is_number_unsigned()
-                          ? value->get<uint64_t>() < static_cast<uint64_t>(limit)
-                          : value->get<int64_t>() >= 0 && value->get<int64_t>() < limit;
-    if (!fits) wrong(fmt::format("an id from 0 to {}, for ids have no holes", limit - 1));
-    return static_cast<int32_t>(value->get<int64_t>());
+    const std::optional<int32_t> found = id_of(*value, limit);
+    if (!found) wrong(fmt::format("an id from 0 to {}, for ids have no holes", limit - 1));
+    return *found;
   }
 };
 
@@ -88,11 +93,13 @@ Names read_vocab(const Field& vocab, const Field& added, TokenizerParts& parts) 
   const auto limit = static_cast<int64_t>(total);
   std::vector<bool> taken(total, false);
   parts.tokens.resize(total);
-  const auto take = [&](const Field& field, const std::string& name) {
-    const int32_t id = field.id(limit);
+  // `field_of` names the value in errors; a vocabulary has too many to name each beforehand.
+  const auto take = [&](const Json* value, const std::string& name, const auto& field_of) {
+    const auto found = value == nullptr ? std::nullopt : id_of(*value, limit);
+    const int32_t id = found ? *found : field_of().id(limit);
     const auto i = static_cast<size_t>(id);
     if (taken[i])
-      fail(ErrorKind::data, "{}: id {} is taken by \"{}\" already", field.path, id,
+      fail(ErrorKind::data, "{}: id {} is taken by \"{}\" already", field_of().path, id,
            parts.tokens[i]);
     taken[i] = true;
     parts.tokens[i] = name;
@@ -101,7 +108,9 @@ Names read_vocab(const Field& vocab, const Field& added, TokenizerParts& parts) 
   };
   names.reserve(total);
   for (const auto& [name, id] : vocab.value->items())
-    take({&id, fmt::format("{}[\"{}\"]", vocab.path, name)}, name);
+    take(&id, name, [&, &key = name, &value = id] {
+      return Field{&value, fmt::format("{}[\"{}\"]", vocab.path, key)};
+    });
   if (!has_added) return names;
   for (size_t i = 0; i < added.value->size(); ++i) {
     const Field token = added.at(i).object();
@@ -116,38 +125,52 @@ Names read_vocab(const Field& vocab, const Field& added, TokenizerParts& parts) 
         fail(ErrorKind::data, "{}: got {}, but \"{}\" has id {} already", id_field.path, id, name,
              it->second);
     } else {
-      id = take(id_field, name);
+      id = take(id_field.value, name, [&] { return id_field; });
     }
     parts.added.push_back({name, id, token.at("special").flag(false)});
   }
   return names;
 }
 
-/// "a b" or ["a", "b"].
-std::pair<std::string, std::string> read_pair(const Field& merge) {
-  if (merge.value->is_array()) {
-    if (merge.value->size() != 2) merge.wrong("two tokens");
-    return {merge.at(size_t{0}).string(), merge.at(size_t{1}).string()};
-  }
-  const std::string& text = merge.string();
-  const size_t blank = text.find(' ');
-  if (blank == std::string::npos || text.find(' ', blank + 1) != std::string::npos)
-    merge.wrong("two tokens with one blank between");
-  return {text.substr(0, blank), text.substr(blank + 1)};
-}
-
-void add_merge(const std::pair<std::string, std::string>& pair,
-               const std::string& where,
+/// Adds the merge of two names; `where()` names it in errors.
+void add_merge(std::string_view left,
+               std::string_view right,
                const Names& names,
-               TokenizerParts& parts) {
-  const auto id_of = [&](const std::string& name) {
+               TokenizerParts& parts,
+               const auto& where) {
+  const auto find = [&](const std::string& name) {
     const auto it = names.find(name);
     if (it == names.end())
-      fail(ErrorKind::data, "{}: \"{}\" is not in the vocabulary", where, name);
+      fail(ErrorKind::data, "{}: \"{}\" is not in the vocabulary", where(), name);
     return it->second;
   };
-  const int32_t left = id_of(pair.first), right = id_of(pair.second);
-  parts.merges.push_back({left, right, id_of(pair.first + pair.second)});
+  std::string name(left);
+  const int32_t left_id = find(name);
+  const int32_t right_id = find(std::string(right));
+  name += right;
+  parts.merges.push_back({left_id, right_id, find(name)});
+}
+
+/// "a b" split at its only blank; empty when there is none, or two.
+std::optional<std::pair<std::string_view, std::string_view>> split_pair(std::string_view text) {
+  const size_t blank = text.find(' ');
+  if (blank == std::string_view::npos || text.find(' ', blank + 1) != std::string_view::npos)
+    return std::nullopt;
+  return std::pair(text.substr(0, blank), text.substr(blank + 1));
+}
+
+void read_merge(const Field& merges, size_t i, const Names& names, TokenizerParts& parts) {
+  const Json& merge = (*merges.value)[i];
+  const auto where = [&] { return merges.at(i).path; };
+  if (merge.is_array()) {  // ["a", "b"]
+    if (merge.size() != 2 || !merge[0].is_string() || !merge[1].is_string())
+      merges.at(i).wrong("two tokens");
+    return add_merge(merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>(),
+                     names, parts, where);
+  }
+  const auto pair = split_pair(merges.at(i).string());
+  if (!pair) merges.at(i).wrong("two tokens with one blank between");
+  add_merge(pair->first, pair->second, names, parts, where);
 }
 
 /// Turns the names of text tokens into the bytes they stand for.
@@ -238,10 +261,7 @@ void read_bpe(const Field& file, const Field& model, TokenizerParts& parts) {
   const Names names = read_vocab(model.at("vocab"), file.at("added_tokens"), parts);
   const Field merges = model.at("merges").array();
   parts.merges.reserve(merges.value->size());
-  for (size_t i = 0; i < merges.value->size(); ++i) {
-    const Field merge = merges.at(i);
-    add_merge(read_pair(merge), merge.path, names, parts);
-  }
+  for (size_t i = 0; i < merges.value->size(); ++i) read_merge(merges, i, names, parts);
   names_to_bytes(model.path + ".vocab", parts);
 }
 
@@ -275,15 +295,14 @@ Tokenizer from_gpt2_files(const Gpt2Files& files,
     left.remove_prefix(std::min(end + 1, left.size()));
     if (line.ends_with('\r')) line.remove_suffix(1);
     if (line.empty() || (line_number == 1 && line.starts_with("#version"))) continue;
-    const std::string where = fmt::format("{}: line {}", merges_name, line_number);
-    const size_t blank = line.find(' ');
+    const auto where = [&] { return fmt::format("{}: line {}", merges_name, line_number); };
     if (valid_utf8_prefix(line) != static_cast<int64_t>(line.size()))
-      fail(ErrorKind::data, "{}: not valid UTF-8", where);
-    if (blank == std::string_view::npos || line.find(' ', blank + 1) != std::string_view::npos)
-      fail(ErrorKind::data, "{}: got \"{}\", expected two tokens with one blank between", where,
+      fail(ErrorKind::data, "{}: not valid UTF-8", where());
+    const auto pair = split_pair(line);
+    if (!pair)
+      fail(ErrorKind::data, "{}: got \"{}\", expected two tokens with one blank between", where(),
            line.substr(0, 60));
-    add_merge({std::string(line.substr(0, blank)), std::string(line.substr(blank + 1))}, where,
-              names, parts);
+    add_merge(pair->first, pair->second, names, parts, where);
   }
   names_to_bytes(vocab_name, parts);
   try {

@@ -37,6 +37,21 @@ fs::path shared_folder() {
 #define SKIP_WITHOUT_SHARED() \
   if (shared_folder().empty()) GTEST_SKIP() << "no ../shared folder"
 
+/// gpt2 or qwen3 out of that folder, loaded once.
+const Tokenizer& published(const std::string& name) {
+  static std::map<std::string, Tokenizer> loaded;
+  const auto it = loaded.find(name);
+  if (it != loaded.end()) return it->second;
+  const fs::path path = shared_folder() / "data" / "tokenizers" / name;
+  return loaded.emplace(name, Tokenizer::load(path.string())).first->second;
+}
+
+#ifdef TL_SANITIZED
+constexpr size_t kLongRun = 256 << 10;
+#else
+constexpr size_t kLongRun = 4 << 20;  // a quadratic merge of as much would take hours
+#endif
+
 /// Checks that `call` throws Error of `kind` whose message has each of `parts`.
 template <typename Call>
 void expect_error(ErrorKind kind, const std::vector<std::string>& parts, Call&& call) {
@@ -212,9 +227,8 @@ TEST(TokenizerEncode, AllPathsFollowTheRule) {
 }
 
 TEST(TokenizerEncode, LongRunsAreNotQuadratic) {
-  // A quadratic merge of 4 MB would take hours.
   const Tokenizer t = small();
-  const size_t n = 4 << 20;
+  const size_t n = kLongRun;
   const std::string text(n, 'a');
   const Ids ids = t.encode(text);
   EXPECT_EQ(ids, Ids(n / 4, 261));
@@ -638,7 +652,7 @@ TEST(TokenizerGolden, PublishedVectors) {
   SKIP_WITHOUT_SHARED();
   const fs::path folder = shared_folder() / "data" / "tokenizers";
   for (const auto& [tokenizer, vectors] : {std::pair("gpt2", "gpt-2"), {"qwen3", "qwen2"}}) {
-    const Tokenizer t = Tokenizer::load((folder / tokenizer).string());
+    const Tokenizer& t = published(tokenizer);
     std::string left = read_file((folder / "vectors" / vectors).string() + ".inp");
     std::istringstream lines(read_file((folder / "vectors" / vectors).string() + ".out"));
     const std::string separator = "\n__ggml_vocab_test__\n";
@@ -663,7 +677,7 @@ TEST(TokenizerGolden, WholeFiles) {
   const fs::path data = shared_folder() / "data";
   const Json golden = read_json((data / "tokenizers" / "golden.json").string());
   for (const char* name : {"gpt2", "qwen3"}) {
-    const Tokenizer t = Tokenizer::load((data / "tokenizers" / name).string());
+    const Tokenizer& t = published(name);
     for (const auto& [file, expected] : golden.at(name).items()) {
       const std::string text = read_file((data / "text" / file).string());
       const Ids ids = t.encode(text, SpecialTokens::recognise);
@@ -680,7 +694,7 @@ TEST(TokenizerGolden, WholeFiles) {
 
 TEST(TokenizerGolden, Qwen3) {
   SKIP_WITHOUT_SHARED();
-  const Tokenizer t = Tokenizer::load((shared_folder() / "data" / "tokenizers" / "qwen3").string());
+  const Tokenizer& t = published("qwen3");
   EXPECT_EQ(t.vocab_size(), 151669);
   EXPECT_EQ(t.split_rule(), kQwenSplit);
   EXPECT_EQ(t.special_id("<think>"), 151667);
