@@ -1,6 +1,7 @@
 #include "tightloop/io/safetensors.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <numeric>
@@ -192,6 +193,22 @@ TEST(Safetensors, WriterRefusesBadNames) {
   expect_error(ErrorKind::usage, "UTF-8",
                [&] { write_safetensors(dir / "t", std::vector{latin1}); });
   EXPECT_FALSE(std::ifstream(dir / "t").good());
+}
+
+TEST(Safetensors, ReadsAndRewritesFilesOfTheReferenceImplementation) {
+  const char* source = std::getenv("TL_SOURCE_DIR");
+  const std::string path = std::string(source == nullptr ? "." : source) +
+                           "/../shared/golden/nanochat-a/weights.safetensors";
+  if (!std::ifstream(path).good()) GTEST_SKIP() << "no " << path;
+  const TempDir dir;
+  const SafetensorsFile file(path);
+  ASSERT_FALSE(file.tensors().empty());
+  write_safetensors(dir / "copy", file.tensors(), file.metadata());
+  const SafetensorsFile copy(dir / "copy");
+  for (const NamedTensor& tensor : file.tensors()) {
+    const ConstTensorView view = copy.at(tensor.name, tensor.view.type);
+    EXPECT_EQ(std::memcmp(view.data, tensor.view.data, static_cast<size_t>(view.bytes())), 0);
+  }
 }
 
 // Random damage to a valid file: it is read or refused, never anything else.
