@@ -1,0 +1,109 @@
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+
+#include "tightloop/cli/app.h"
+#include "tightloop/core/build_info.h"
+#include "tightloop/core/log.h"
+
+namespace {
+
+using namespace tightloop;
+
+constexpr std::string_view kWelcome =
+    R"(tightloop trains small GPTs to a loss target and proves every speed-up.
+
+  tightloop train --preset quick        learn a small story grammar in a minute, on this CPU
+  tightloop explain --preset quick      the Program, its rewrites and memory, before anything runs
+  tightloop generate runs/NAME          text from what was trained
+  tightloop doctor                      what this machine has, with a self-test
+
+`tightloop --help` lists all commands; `tightloop COMMAND --help` explains one.
+)";
+
+void on_signal(int) {
+  if (cli::g_stop.exchange(true)) std::_Exit(cli::kInterrupted);
+}
+
+/// The nearest known flag to an unknown argument.
+int refuse_extras(const CLI::App& app, bool json) {
+  const std::vector<std::string> extras = app.remaining();
+  if (extras.empty()) return -1;
+  const std::string word = extras[0].substr(0, extras[0].find('='));
+  if (!word.starts_with("-")) {
+    cli::print_error(Error(ErrorKind::usage, fmt::format("unexpected argument '{}'", word))
+                         .with_hint(fmt::format("`tightloop {} --help`", app.get_name())),
+                     json);
+    return cli::kUsage;
+  }
+  if (word == "--core-metric-every") {
+    cli::print_error(Error(ErrorKind::unsupported,
+                           "--core-metric-every is not available yet: the CORE tasks are not "
+                           "implemented"),
+                     json);
+    return cli::kUsage;
+  }
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+  }
+  const std::string near = nearest_name(word, flags);
+  Error error(ErrorKind::usage, fmt::format("unknown flag '{}' for '{}'", word, app.get_name()));
+  error.with_hint(near.empty() ? fmt::format("`tightloop {} --help` lists them", app.get_name())
+                               : fmt::format("did you mean '{}'?", near));
+  cli::print_error(error, json);
+  return cli::kUsage;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Trains small GPTs to a loss target in the least time, and proves every speed-up."};
+  app.name("tightloop");
+  app.set_version_flag("--version",
+                       fmt::format("tightloop {} ({})", build_info().version, build_info().commit));
+  app.footer(
+      "Exit codes: 0 done; 1 ran, but what was judged failed; 2 usage or configuration;\n"
+      "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint.");
+  cli::Runner run;
+  cli::add_train(app, run);
+
+  if (argc == 1) {
+    cli::out(kWelcome);
+    return cli::kDone;
+  }
+  bool json = false;
+  for (int i = 1; i < argc; ++i) json = json || std::string_view(argv[i]) == "--json";
+  set_log_sink([](LogLevel level, std::string_view text) {
+    if (level == LogLevel::warning) cli::talk(fmt::format("warning: {}\n", text));
+  });
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+  try {
+    app.parse(argc, argv);
+    const CLI::App* leaf = &app;
+    while (!leaf->get_subcommands().empty()) leaf = leaf->get_subcommands()[0];
+    if (const int code = refuse_extras(*leaf, json); code >= 0) return code;
+    if (!run) {
+      cli::out(leaf->help());
+      return cli::kUsage;
+    }
+    return run();
+  } catch (const CLI::CallForHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForVersion& e) {
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    Error error(ErrorKind::usage, e.what());
+    error.with_hint(
+        "`tightloop --help` lists the commands and `tightloop COMMAND --help` its flags");
+    cli::print_error(error, json);
+    return cli::kUsage;
+  } catch (const Error& e) {
+    cli::print_error(e, json);
+    return cli::exit_code(e.kind());
+  } catch (const std::exception& e) {
+    cli::print_error(Error(ErrorKind::internal, e.what()), json);
+    return cli::kBug;
+  }
+}

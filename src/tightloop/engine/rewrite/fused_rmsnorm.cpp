@@ -1,0 +1,148 @@
+#include "tightloop/engine/rewrite/editor.h"
+
+namespace tightloop {
+namespace {
+
+Attrs scaled_attrs(const Op& scaled) {
+  return {{"ca", scaled.attrs.number("ca")},
+          {"cb", scaled.attrs.number("cb")},
+          {"ia", scaled.attrs.integer("ia")},
+          {"ib", scaled.attrs.integer("ib")}};
+}
+
+Attrs no_scale() {
+  return {{"ca", 1.0}, {"cb", 1.0}, {"ia", int64_t{0}}, {"ib", int64_t{0}}};
+}
+
+/// (add ->)? (scaled_add ->)? rmsnorm: at least one of the two.
+void match_forward(Editor& edit, int n, RewriteReport& report) {
+  const Op norm = edit.op(n);
+  if (norm.inputs[1]) {
+    report.not_applied.push_back(norm.scope + ": the norm has a weight");
+    return;
+  }
+  const Value x = norm.inputs[0];
+  const int scaled = edit.producer(x, "scaled_add");
+  const Value before = scaled == Editor::kNone ? x : edit.op(scaled).inputs[0];
+  int sum = edit.producer(before, "add");
+  // A scaled add whose two inputs are one value cannot take the sum apart.
+  if (scaled != Editor::kNone && edit.op(scaled).inputs[0] == edit.op(scaled).inputs[1])
+    sum = Editor::kNone;
+  if (scaled == Editor::kNone && sum == Editor::kNone) {
+    report.not_applied.push_back(norm.scope + ": the norm's input is not a residual or scaled add");
+    return;
+  }
+  const bool has_add = sum != Editor::kNone, has_scale = scaled != Editor::kNone;
+  std::vector<int> old;
+  std::vector<Value> inputs(5), outputs;
+  Attrs attrs = has_scale ? scaled_attrs(edit.op(scaled)) : no_scale();
+  inputs[0] = before;
+  if (has_add) {
+    old.push_back(sum);
+    inputs[0] = edit.op(sum).inputs[0];
+    inputs[1] = edit.op(sum).inputs[1];
+  }
+  if (has_scale) {
+    old.push_back(scaled);
+    const Op& s = edit.op(scaled);
+    inputs[2] = s.inputs[1];
+    inputs[3] = s.inputs[2];
+    inputs[4] = s.inputs[3];
+    if (has_add) outputs.push_back(before);
+  }
+  outputs.push_back(x);
+  outputs.push_back(norm.outputs[0]);
+  outputs.push_back(norm.outputs[1]);
+  old.push_back(n);
+  attrs.set("eps", norm.attrs.number("eps"));
+  attrs.set("scale", norm.attrs.number("scale"));
+  attrs.set("has_add", has_add);
+  attrs.set("has_scale", has_scale);
+  // The sum is often read again before the norm's place only by ops that are replaced too.
+  if (!edit.replace(old, n, "residual_rmsnorm", inputs, outputs, {}, attrs, report))
+    report.not_applied.push_back(norm.scope + ": the sum is read before the norm");
+}
+
+/// rmsnorm_bwd -> add (the gradient of the residual path) (-> scaled_add_bwd (-> add))?
+void match_backward(Editor& edit, int n, RewriteReport& report) {
+  const Op norm = edit.op(n);
+  if (norm.inputs[3]) {
+    report.not_applied.push_back(norm.scope + ": the norm has a weight");
+    return;
+  }
+  std::vector<int> old{n};
+  std::vector<Value> inputs(9), outputs, updates(2);
+  inputs[0] = norm.inputs[0];  // dh
+  inputs[1] = norm.inputs[1];  // h
+  inputs[2] = norm.inputs[2];  // rstd
+  Value gradient = norm.outputs[0];
+  int at = n;
+
+  const int sum = edit.only_user(gradient, "add");
+  if (sum != Editor::kNone) {
+    const Op& add = edit.op(sum);
+    const Value other = add.inputs[0] == gradient ? add.inputs[1] : add.inputs[0];
+    if (!(other == gradient)) {
+      inputs[3] = other;
+      gradient = add.outputs[0];
+      old.push_back(sum);
+      at = sum;
+    }
+  }
+  Attrs attrs = no_scale();
+  const int scaled = edit.only_user(gradient, "scaled_add_bwd");
+  const bool has_scale = scaled != Editor::kNone && edit.op(scaled).inputs[0] == gradient;
+  if (!has_scale && !inputs[3]) {
+    report.not_applied.push_back(norm.scope + ": the gradient meets no residual or scaled add");
+    return;
+  }
+  if (has_scale) {
+    const Op& s = edit.op(scaled);
+    inputs[4] = s.inputs[1];
+    inputs[5] = s.inputs[2];
+    inputs[6] = s.inputs[3];
+    inputs[7] = s.inputs[4];
+    updates = s.updates;
+    updates.resize(2);
+    attrs = scaled_attrs(s);
+    old.push_back(scaled);
+    at = scaled;
+    Value dz = s.outputs[1];
+    // The gradient of z that came from further up is added in the same pass.
+    const int dz_sum = edit.only_user(dz, "add");
+    if (dz_sum != Editor::kNone) {
+      const Op& add = edit.op(dz_sum);
+      const Value other = add.inputs[0] == dz ? add.inputs[1] : add.inputs[0];
+      // (a producer that comes after the scaled add's place would not be ready)
+      if (!(other == dz) && !(other == s.outputs[0])) {
+        inputs[8] = other;
+        dz = add.outputs[0];
+        old.push_back(dz_sum);
+        at = dz_sum;
+      }
+    }
+    outputs = {s.outputs[0], dz};
+  } else {
+    outputs = {gradient};
+  }
+  attrs.set("scale", norm.attrs.number("scale"));
+  attrs.set("has_scale", has_scale);
+  if (!edit.replace(old, at, "residual_rmsnorm_bwd", inputs, outputs, updates, attrs, report))
+    report.not_applied.push_back(norm.scope + ": a gradient is read before the fused op's place");
+}
+
+}  // namespace
+
+RewriteReport rewrite_fused_rmsnorm(Program& program, const OpTable& ops, const RewriteOptions&) {
+  RewriteReport report{"fused-rmsnorm", {}, {}};
+  Editor edit(program, ops);
+  for (int i = 0; i < edit.size(); ++i) {
+    if (edit.removed(i)) continue;
+    if (edit.is(i, "rmsnorm")) match_forward(edit, i, report);
+    if (edit.is(i, "rmsnorm_bwd")) match_backward(edit, i, report);
+  }
+  edit.commit();
+  return report;
+}
+
+}  // namespace tightloop

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tightloop/core/json.h"
+#include "tightloop/core/options.h"
+#include "tightloop/io/atomic_file.h"
+
+namespace tightloop {
+
+/// One optimizer step, as stored in steps.bin: 64 bytes, little-endian.
+struct StepRecord {
+  int64_t step = 0;    // from 0
+  int64_t tokens = 0;  // seen after this step
+  double loss = 0.0;   // mean over the tokens of the step, nats
+  float lr_multiplier = 0.0f;
+  float weight_decay = 0.0f;  // Muon's, this step
+  float momentum = 0.0f;      // Muon's
+  float grad_norm = 0.0f;
+  int64_t dt_ns = 0;  // the step with its data wait; no evaluation, sampling or saving
+  int64_t flags = 0;  // bit 0: not counted in times (the first 11 steps of a process)
+  int64_t reserved = 0;
+
+  bool counted() const { return (flags & 1) == 0; }
+};
+static_assert(sizeof(StepRecord) == 64);
+
+struct EvalRecord {
+  int64_t step = 0;
+  int64_t tokens = 0;
+  double clock_sec = 0.0;  // the train clock
+  double val_bpb = 0.0;
+  double val_loss = 0.0;
+  std::optional<double> floor;  // nats, of the same tokens
+};
+
+/// A run folder: run.json, steps.bin, evals.csv, log.txt, summary.json, checkpoints/. Held by one
+/// process at a time. Steps are handed to a writer thread: recording one never waits for a disk.
+class RunFolder {
+ public:
+  /// Creates `<dir>/<date>-<name>-<id>` (id: 6 hex digits). Error{io} with a hint.
+  static std::unique_ptr<RunFolder> create(const std::string& dir, const std::string& name);
+  /// Opens an existing folder to continue it: steps and evaluations from `step` on are dropped.
+  static std::unique_ptr<RunFolder> reopen(const std::string& path, int64_t step);
+  ~RunFolder();
+
+  const std::string& path() const { return path_; }
+  std::string file(std::string_view name) const;
+
+  void write_run_json(const OrderedJson& json) const;
+  void add_step(const StepRecord& record);
+  void add_eval(const EvalRecord& record);
+  void add_log(std::string_view line);
+  /// Waits until everything handed over is on disk. Error{io} of the writer comes out here.
+  void flush();
+  /// Also writes steps.csv. summary.json marks the end of the run.
+  void finish(const OrderedJson& summary);
+
+ private:
+  RunFolder(std::string path, bool existing);
+  void work();
+
+  std::string path_;
+  std::unique_ptr<LockFile> lock_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<StepRecord> steps_;
+  std::deque<std::string> lines_;
+  bool busy_ = false;
+  bool stop_ = false;
+  std::exception_ptr error_;
+  std::thread writer_;
+};
+
+/// All records of a steps.bin; a cut-short last record is left out. Error{io, data}.
+std::vector<StepRecord> read_steps(const std::string& path);
+
+/// The core columns of results.csv, in order.
+const std::vector<std::string>& result_columns();
+
+}  // namespace tightloop

@@ -1,0 +1,742 @@
+#include "tightloop/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <sys/utsname.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tightloop/core/build_info.h"
+#include "tightloop/core/threads.h"
+#include "tightloop/decode/decoder.h"
+#include "tightloop/io/csv.h"
+#include "tightloop/io/host_info.h"
+#include "tightloop/io/token_shard.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/ops/common/gemm.h"
+#include "tightloop/optim/optimizer.h"
+#include "tightloop/train/checkpoint.h"
+#include "tightloop/train/data/loader.h"
+#include "tightloop/train/data/synth.h"
+
+namespace tightloop {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kUncountedSteps =
+    11;  // at the start of each process, as nanochat leaves them out
+constexpr double kLossDecay = 0.9;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0.0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2 == 1) return *middle;
+  return 0.5 * (*middle + *std::max_element(values.begin(), middle));
+}
+
+/// Where downloaded and generated data live: $TL_HOME, else ~/.cache/tightloop.
+std::string home_folder() {
+  if (const char* home = std::getenv("TL_HOME")) return home;
+  if (const char* home = std::getenv("HOME")) return (fs::path(home) / ".cache/tightloop").string();
+  return ".cache/tightloop";
+}
+
+void fill_input(const TensorView& slot, std::span<const int32_t> values) {
+  TL_CHECK(slot.elems() == static_cast<int64_t>(values.size()));
+  std::memcpy(slot.data, values.data(), values.size() * sizeof(int32_t));
+}
+
+double mib(int64_t bytes) {
+  return static_cast<double>(bytes) / 0x1p20;
+}
+
+}  // namespace
+
+struct Trainer::Impl {
+  TrainConfig config;
+  OrderedJson resolved_options;
+  TrainPlan plan;
+  std::optional<Tokenizer> tokenizer;
+  DocumentOptions train_documents, val_documents;
+  std::unique_ptr<Schedule> schedule;
+  std::unique_ptr<TrainPrograms> programs;
+  std::vector<int32_t> byte_lengths;
+  std::string resume_checkpoint;  // empty: a new run
+  std::string started = utc_timestamp();
+
+  // Memory and what is bound to it: made in run().
+  std::unique_ptr<SlotStore> slots;
+  std::unique_ptr<Workspace> workspace;
+  std::unique_ptr<Executable> first, next, evaluation, optimizer;
+  std::unique_ptr<RunFolder> folder;
+
+  // Loop state.
+  int64_t first_step = 0;
+  int64_t process_steps = 0;
+  double loss_ema = 0.0;
+  std::optional<double> min_val_bpb;
+  std::vector<StepRecord> history;
+  std::optional<double> time_to_target;
+  DataCursor cursor;
+  TrainResult result;
+  Batch val_batch;
+
+  Impl(const TrainConfig& c, const Options& options) : config(c) {
+    if (config.threads) set_thread_count(static_cast<int>(*config.threads));
+    for (const OptionSpec& spec : options.all())
+      resolved_options[spec.key] = {{"value", spec.get()}, {"origin", spec.origin}};
+    if (config.resume) resume_checkpoint = find_checkpoint(*config.resume);
+    open_data();
+    resolve();
+    build();
+    check_memory();
+  }
+
+  void open_data() {
+    std::string folder_path = config.data;
+    if (folder_path.empty()) {
+      folder_path = (fs::path(home_folder()) / "corpus-small").string();
+      make_corpus({.folder = folder_path});
+    }
+    plan.data = folder_path;
+    const DatasetShards shards = find_shards(folder_path);
+    if (shards.train.empty() || shards.val.empty())
+      throw Error(ErrorKind::data,
+                  fmt::format("'{}' has {} training and {} validation shards; both are needed",
+                              folder_path, shards.train.size(), shards.val.size()))
+          .with_hint(
+              "name the shards train_*.bin and val_*.bin, or make them with "
+              "`tightloop data tokenize`");
+    std::string tokenizer_path = folder_path;
+    if (config.tokenizer) {
+      tokenizer_path = *config.tokenizer;
+    } else if (!fs::is_directory(folder_path)) {
+      tokenizer_path = fs::path(shards.train[0]).parent_path().string();
+    }
+    try {
+      tokenizer.emplace(Tokenizer::load(tokenizer_path));
+    } catch (Error& e) {
+      e.with_context("cannot read the tokenizer of the data");
+      e.with_hint("say where it is with --tokenizer FILE");
+      throw;
+    }
+    const std::optional<int32_t> bos = tokenizer->bos_id();
+    if (!bos)
+      fail(ErrorKind::data,
+           "the tokenizer in '{}' has neither <|bos|> nor <|endoftext|>: documents "
+           "have no beginning",
+           tokenizer_path);
+    byte_lengths = tokenizer->byte_lengths();
+    train_documents = {
+        .shards = shards.train,
+        .bos = *bos,
+        .vocab_size = tokenizer->vocab_size(),
+        .data_seed = config.data_seed ? std::optional<uint64_t>(*config.data_seed) : std::nullopt};
+    val_documents = {.shards = shards.val, .bos = *bos, .vocab_size = tokenizer->vocab_size()};
+    for (const std::string& path : shards.train) {
+      const TokenShard shard(path);
+      shard.check_vocab(tokenizer->vocab_size());
+      plan.train_tokens += shard.count();
+    }
+  }
+
+  /// Everything that follows from --depth and the flags.
+  void resolve() {
+    const Recipe recipe = config.recipe;
+    plan.model =
+        nanochat_from_depth(recipe, config.depth, config.aspect_ratio, config.head_dim,
+                            config.max_seq_len, tokenizer->vocab_size(), config.window_pattern);
+    if (!resume_checkpoint.empty()) {
+      const NanochatConfig saved = load_checkpoint_config(resume_checkpoint);
+      if (!(saved == plan.model))
+        throw Error(ErrorKind::usage,
+                    fmt::format("the checkpoint holds another model than the flags ask for: {} "
+                                "against {}",
+                                nanochat_config_json(saved), nanochat_config_json(plan.model)))
+            .with_hint("leave out the model flags: --resume takes them from the run");
+    }
+    plan.sizes = nanochat_sizes(plan.model);
+    const NanochatConfig reference =
+        nanochat_from_depth(recipe, 12, config.aspect_ratio, config.head_dim, config.max_seq_len,
+                            tokenizer->vocab_size(), config.window_pattern);
+    BaseRates rates = default_rates(recipe);
+    rates.matrix_lr = config.matrix_lr.value_or(rates.matrix_lr);
+    rates.embedding_lr = config.embedding_lr.value_or(rates.embedding_lr);
+    rates.unembedding_lr = config.unembedding_lr.value_or(rates.unembedding_lr);
+    rates.scalar_lr = config.scalar_lr.value_or(rates.scalar_lr);
+    rates.weight_decay = config.weight_decay.value_or(rates.weight_decay);
+
+    const double ratio = config.target_param_data_ratio.value_or(default_param_data_ratio(recipe));
+    plan.transfer = transfer({.scaling_params = plan.sizes.scaling,
+                              .reference_scaling_params = nanochat_sizes(reference).scaling,
+                              .flops_per_token = static_cast<double>(plan.sizes.flops_per_token),
+                              .num_iterations = config.num_iterations,
+                              .target_flops = config.target_flops,
+                              .target_param_data_ratio = ratio,
+                              .total_batch_size = config.total_batch_size,
+                              .sequence_len = config.max_seq_len,
+                              .device_batch_size = config.device_batch_size,
+                              .matrix_lr = rates.matrix_lr,
+                              .weight_decay = rates.weight_decay,
+                              .batch_mult = config.batch_mult,
+                              .lr_mult = config.lr_mult,
+                              .wd_mult = config.wd_mult});
+    const Transfer& t = plan.transfer;
+    plan.rows_per_step = t.batch / config.max_seq_len;
+    if (config.device_batch_size > plan.rows_per_step) {
+      plan.notes.push_back(
+          fmt::format("a step has {} sequences, so the micro-batch has too (not {})",
+                      plan.rows_per_step, config.device_batch_size));
+      config.device_batch_size = plan.rows_per_step;
+    }
+    plan.micro_steps =
+        (plan.rows_per_step + config.device_batch_size - 1) / config.device_batch_size;
+    plan.param_data_ratio = static_cast<double>(t.batch) * static_cast<double>(t.steps) /
+                            static_cast<double>(plan.sizes.scaling);
+
+    ScheduleOptions schedule_options = default_schedule(recipe);
+    schedule_options.warmup_steps = config.warmup_steps.value_or(schedule_options.warmup_steps);
+    schedule_options.warmdown_ratio =
+        config.warmdown_ratio.value_or(schedule_options.warmdown_ratio);
+    schedule_options.final_lr_frac = config.final_lr_frac.value_or(schedule_options.final_lr_frac);
+    schedule_options.warmdown_shape = config.warmdown_shape;
+    schedule = std::make_unique<Schedule>(recipe, t.steps, schedule_options);
+
+    std::vector<NamedShape> shapes;
+    for (const NanochatParameter& p : nanochat_parameters(plan.model))
+      shapes.push_back({p.name, p.shape});
+    plan.groups =
+        nanochat_groups(recipe, shapes, plan.model.n_embd, rates, t.lr_factor, t.weight_decay);
+    if (config.target_metric != "val_bpb" && config.target_metric != "val_loss")
+      fail(ErrorKind::usage, "--target-metric '{}' must be val_bpb or val_loss",
+           config.target_metric);
+
+    // Validation: whole micro-batches, at most once over the validation tokens.
+    const int64_t micro_tokens = config.device_batch_size * config.max_seq_len;
+    const int64_t wanted = config.eval_tokens.value_or(
+        (recipe == Recipe::nanochat_2026_07 ? 80 : 40) * int64_t{524288});
+    int64_t available = 0;
+    for (const std::string& path : val_documents.shards) available += TokenShard(path).count();
+    plan.eval_batches = std::max<int64_t>(1, wanted / micro_tokens);
+    const int64_t most = std::max<int64_t>(1, available / micro_tokens);
+    if (plan.eval_batches > most) {
+      plan.notes.push_back(
+          fmt::format("--eval-tokens {} is more than the {} validation tokens: evaluating on {}",
+                      wanted, available, most * micro_tokens));
+      plan.eval_batches = most;
+    }
+    plan.eval_tokens = static_cast<double>(plan.eval_batches * micro_tokens);
+  }
+
+  void build() {
+    const Clock::time_point start = Clock::now();
+    programs = std::make_unique<TrainPrograms>(
+        build_train_programs({.model = plan.model,
+                              .batch = config.device_batch_size,
+                              .rewrites = config.enabled_rewrites(),
+                              .rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes},
+                              .device = config.device},
+                             plan.groups));
+    plan.startup_ms = 1e3 * seconds_since(start);
+    plan.memory = memory_table(*programs->slots, config.device, programs->plans());
+    for (const MemoryLine& line : plan.memory) plan.memory_bytes += line.bytes;
+  }
+
+  void check_memory() const {
+    const int64_t available = memory_available_bytes();
+    if (plan.memory_bytes <= available) return;
+    std::vector<MemoryLine> lines = plan.memory;
+    std::sort(lines.begin(), lines.end(),
+              [](const MemoryLine& a, const MemoryLine& b) { return a.bytes > b.bytes; });
+    std::string table;
+    for (const MemoryLine& line : lines)
+      table += fmt::format("{}{} {:.2f}", table.empty() ? "" : ", ", line.purpose,
+                           static_cast<double>(line.bytes) / 0x1p30);
+    Error error(ErrorKind::oom,
+                fmt::format("the plan needs {:.2f} GiB, {:.2f} GiB are free; by purpose (GiB): {}",
+                            static_cast<double>(plan.memory_bytes) / 0x1p30,
+                            static_cast<double>(available) / 0x1p30, table));
+    if (lines[0].purpose == "activations" && config.device_batch_size > 1)
+      error.with_hint(fmt::format("use a smaller micro-batch: `--device-batch-size {}`",
+                                  config.device_batch_size / 2));
+    else
+      error.with_hint(
+          fmt::format("use a smaller model: `--depth {}`", std::max<int64_t>(1, config.depth / 2)));
+    throw error.with_context("cannot start training");
+  }
+
+  void allocate() {
+    slots = std::make_unique<SlotStore>(programs->slots, config.device);
+    workspace = std::make_unique<Workspace>(programs->plans());
+    const auto bind = [&](const PlannedProgram& p) {
+      return std::make_unique<Executable>(p.program, p.plan, *slots, *workspace);
+    };
+    first = bind(programs->first_micro_step);
+    next = bind(programs->next_micro_step);
+    evaluation = bind(programs->evaluation);
+    optimizer = bind(programs->optimizer);
+    init_rope_table(plan.model, slots->view("rope_table"));
+  }
+
+  // ---- state ----
+
+  OrderedJson state_json(int64_t step) const {
+    OrderedJson json;
+    json["format"] = 1;
+    json["step"] = step;
+    json["recipe"] = name_of(config.recipe);
+    json["loss_ema"] = loss_ema;
+    if (min_val_bpb) json["min_val_bpb"] = *min_val_bpb;
+    if (time_to_target) json["time_to_target_sec"] = *time_to_target;
+    json["data"] = to_json(cursor);
+    json["tokenizer"] = tokenizer->content_hash();
+    json["kernels"] = kernels();
+    json["run"] = folder ? folder->path() : "";
+    json["options"] = resolved_options;
+    return json;
+  }
+
+  /// What bits depend on besides the flags.
+  std::string kernels() const {
+    return fmt::format("{} {} {}", build_info().compiler, name_of(config.device),
+                       gemm_kernel_name());
+  }
+
+  void restore() {
+    const Json state = load_checkpoint_state(resume_checkpoint);
+    const std::string where = resume_checkpoint + "/state.json";
+    first_step = get_int(state, "step", where);
+    loss_ema = get_double(state, "loss_ema", where);
+    if (find_field(state, "min_val_bpb", where) != nullptr)
+      min_val_bpb = get_double(state, "min_val_bpb", where);
+    if (find_field(state, "time_to_target_sec", where) != nullptr)
+      time_to_target = get_double(state, "time_to_target_sec", where);
+    cursor = data_cursor_from_json(get_object(state, "data", where));
+    const std::string hash = get_string(state, "tokenizer", where);
+    if (hash != tokenizer->content_hash())
+      fail(ErrorKind::data, "the tokenizer of '{}' is not the one the checkpoint was trained with",
+           plan.data);
+    const std::string then = get_string(state, "kernels", where);
+    if (then != kernels() && !config.allow_different_machine)
+      throw Error(
+          ErrorKind::usage,
+          fmt::format("the checkpoint was made with '{}', this is '{}': the bits would differ",
+                      then, kernels()))
+          .with_hint("resume with --allow-different-machine");
+    if (first_step > plan.transfer.steps)
+      fail(ErrorKind::usage, "the checkpoint is at step {}, the run has only {}", first_step,
+           plan.transfer.steps);
+    load_checkpoint_slots(resume_checkpoint, *slots, true);
+  }
+
+  void initialise() {
+    for (const NanochatParameter& p : programs->parameters)
+      init_parameter(p, static_cast<uint64_t>(config.seed), slots->view(p.name));
+  }
+
+  std::string save(int64_t step, TrainObserver& observer) {
+    folder->flush();
+    const std::string path = folder->file(fmt::format("checkpoints/{}", checkpoint_name(step)));
+    save_checkpoint(path, *slots, plan.model, state_json(step), tokenizer->to_json());
+    prune_checkpoints(folder->file("checkpoints"), config.keep_checkpoints);
+    result.last_checkpoint = path;
+    observer.on_checkpoint(path);
+    return path;
+  }
+
+  // ---- one step ----
+
+  /// Counted steps' time, and for each uncounted one the median of the first 50 counted.
+  double train_clock() const {
+    double counted = 0.0;
+    int64_t uncounted = 0;
+    std::vector<double> early;
+    for (const StepRecord& r : history) {
+      const double dt = static_cast<double>(r.dt_ns) * 1e-9;
+      if (!r.counted()) {
+        ++uncounted;
+        continue;
+      }
+      counted += dt;
+      if (early.size() < 50) early.push_back(dt);
+    }
+    if (early.empty()) {
+      for (const StepRecord& r : history) counted += static_cast<double>(r.dt_ns) * 1e-9;
+      return counted;
+    }
+    return counted + static_cast<double>(uncounted) * median(early);
+  }
+
+  [[noreturn]] void fail_non_finite(int64_t step, Executable& micro, double loss) {
+    const std::optional<NonFinite> found = micro.run_checked();
+    throw Error(ErrorKind::numeric,
+                fmt::format("the loss became {} at step {}; first non-finite value: {}", loss, step,
+                            found ? found->what : "not found again when the step was repeated"))
+        .with_hint(
+            result.last_checkpoint.empty()
+                ? std::string("no checkpoint was saved yet; try a lower rate: `--lr-mult 0.5`")
+                : fmt::format("last good checkpoint: {}; continue it with `tightloop train "
+                              "--resume {} --lr-mult 0.5`",
+                              result.last_checkpoint, result.last_checkpoint));
+  }
+
+  StepRecord train_step(int64_t step, BatchLoader& loader) {
+    const Clock::time_point start = Clock::now();
+    const Batch& batch = loader.next();
+    const int64_t B = config.device_batch_size, T = config.max_seq_len;
+    const TensorView tokens = slots->view(kTokensSlot), targets = slots->view(kTargetsSlot);
+    const TensorView loss_slot = slots->view(kLossSlot);
+    set_element(slots->view(kLossScaleSlot), 0, 1.0 / static_cast<double>(plan.transfer.batch));
+    for (int64_t m = 0; m < plan.micro_steps; ++m) {
+      const int64_t rows = std::min(B, plan.rows_per_step - m * B);
+      const int32_t* from_tokens = batch.tokens.data() + m * B * T;
+      const int32_t* from_targets = batch.targets.data() + m * B * T;
+      std::copy(from_tokens, from_tokens + rows * T, tokens.as<int32_t>());
+      std::copy(from_targets, from_targets + rows * T, targets.as<int32_t>());
+      // A partial last micro-batch is a full one whose surplus targets are ignored.
+      std::fill(tokens.as<int32_t>() + rows * T, tokens.as<int32_t>() + B * T, 0);
+      std::fill(targets.as<int32_t>() + rows * T, targets.as<int32_t>() + B * T, -1);
+      Executable& micro = m == 0 ? *first : *next;
+      micro.run();
+      const double so_far = get_element(loss_slot, 0);
+      if (!std::isfinite(so_far)) fail_non_finite(step, micro, so_far);
+    }
+    write_hypers(plan.groups, *schedule, step,
+                 [&](std::string_view name, std::span<const double> values) {
+                   const TensorView slot = slots->view(name);
+                   for (size_t i = 0; i < values.size(); ++i)
+                     set_element(slot, static_cast<int64_t>(i), values[i]);
+                 });
+    optimizer->run();
+    batch_cursor(batch);
+
+    StepRecord record;
+    record.step = step;
+    record.tokens = (step + 1) * plan.transfer.batch;
+    record.loss = get_element(loss_slot, 0);
+    record.lr_multiplier = static_cast<float>(schedule->lr_multiplier(step));
+    record.weight_decay =
+        static_cast<float>(plan.transfer.weight_decay * schedule->weight_decay_multiplier(step));
+    record.momentum = static_cast<float>(schedule->muon_momentum(step));
+    record.grad_norm = static_cast<float>(std::sqrt(get_element(slots->view(kGradSumSquares), 0)));
+    record.flags = process_steps < kUncountedSteps ? 1 : 0;
+    ++process_steps;
+    record.dt_ns =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+    return record;
+  }
+
+  void batch_cursor(const Batch& batch) { cursor = batch.cursor; }
+
+  EvalReport evaluate(int64_t step) {
+    RowPacker packer(val_documents, config.max_seq_len);
+    EvalReport report;
+    double nats = 0.0, counted_nats = 0.0, floor = 0.0, excess_squares = 0.0;
+    int64_t bytes = 0, count = 0;
+    const ConstTensorView losses = slots->view(kEvalLossSlot);
+    for (int64_t i = 0; i < plan.eval_batches; ++i) {
+      fill_batch(packer, config.device_batch_size, val_batch);
+      fill_input(slots->view(kTokensSlot), val_batch.tokens);
+      fill_input(slots->view(kTargetsSlot), val_batch.targets);
+      evaluation->run();
+      for (size_t t = 0; t < val_batch.targets.size(); ++t) {
+        const double loss = get_element(losses, static_cast<int64_t>(t));
+        const int32_t length = byte_lengths[static_cast<size_t>(val_batch.targets[t])];
+        nats += loss;
+        ++count;
+        if (length > 0) counted_nats += loss;
+        bytes += length;
+        if (val_batch.floor.empty()) continue;
+        const double lowest = static_cast<double>(val_batch.floor[t]);
+        const size_t skill = val_batch.skill[t];
+        floor += lowest;
+        excess_squares += (loss - lowest) * (loss - lowest);
+        if (skill < report.skill_tokens.size()) {
+          report.skill_tokens[skill] += 1.0;
+          report.skill_loss[skill] += loss;
+          report.skill_floor[skill] += lowest;
+        }
+      }
+    }
+    const double n = static_cast<double>(count);
+    EvalRecord& r = report.record;
+    r.step = step;
+    r.tokens = step * plan.transfer.batch;
+    r.clock_sec = train_clock();
+    r.val_loss = nats / n;
+    r.val_bpb = counted_nats / (std::log(2.0) * static_cast<double>(bytes));
+    if (!val_batch.floor.empty()) {
+      r.floor = floor / n;
+      const double mean = (nats - floor) / n;
+      report.excess_error = std::sqrt(std::max(0.0, excess_squares / n - mean * mean) / n);
+    }
+    report.steps = plan.transfer.steps;
+    return report;
+  }
+
+  /// Text from the present weights. Prompt: the beginning of a document.
+  std::string sample_text() {
+    const int64_t positions = std::max<int64_t>(2, std::min<int64_t>(config.max_seq_len, 192));
+    Decoder decoder(plan.model, DType::f32, positions);
+    for (const NanochatParameter& p : programs->parameters)
+      decoder.set_parameter(p.name, slots->view(p.name));
+    const std::vector<int32_t> prompt{train_documents.bos};
+    std::string text;
+    std::optional<int32_t> previous;
+    generate(decoder, prompt,
+             {.max_tokens = positions - 1, .sampling = {.temperature = 0.7, .seed = 1}},
+             train_documents.bos, [&](int32_t token) {
+               tokenizer->decode_next(previous, token, text);
+               previous = token;
+               return true;
+             });
+    return text;
+  }
+
+  OrderedJson run_json() const {
+    const BuildInfo& build = build_info();
+    const HostInfo host = host_info();
+    OrderedJson json;
+    json["format"] = 1;
+    json["started"] = started;
+    json["command"] = "train";
+    json["options"] = resolved_options;
+    json["build"] = {
+        {"version", build.version},   {"commit", build.commit}, {"diff_sha256", build.diff_sha256},
+        {"compiler", build.compiler}, {"flags", build.flags},   {"preset", build.preset}};
+    json["host"] = {{"name", host.hostname},     {"os", host.os},
+                    {"kernel", host.kernel},     {"cpu", host.cpu_model},
+                    {"cpus", host.logical_cpus}, {"memory_bytes", host.memory_total_bytes}};
+    json["device"] = name_of(config.device);
+    json["threads"] = thread_count();
+    json["gemm"] = gemm_kernel_name();
+    json["seed"] = config.seed;
+    if (config.data_seed) json["data_seed"] = *config.data_seed;
+    json["data"] = {{"path", plan.data},
+                    {"train_tokens", plan.train_tokens},
+                    {"tokenizer_sha256", tokenizer->content_hash()},
+                    {"vocab_size", tokenizer->vocab_size()}};
+    json["model"] = OrderedJson::parse(nanochat_config_json(plan.model));
+    json["parameters"] = plan.sizes.parameters;
+    json["scaling_parameters"] = plan.sizes.scaling;
+    json["flops_per_token"] = plan.sizes.flops_per_token;
+    json["steps"] = plan.transfer.steps;
+    json["total_batch_size"] = plan.transfer.batch;
+    json["weight_decay"] = plan.transfer.weight_decay;
+    json["lr_factor"] = plan.transfer.lr_factor;
+    OrderedJson memory;
+    for (const MemoryLine& line : plan.memory) memory[line.purpose] = line.bytes;
+    json["memory_plan_bytes"] = memory;
+    return json;
+  }
+
+  void fill_result() {
+    std::vector<double> dts;
+    result.counted_seconds = 0.0;
+    for (const StepRecord& r : history) {
+      if (!r.counted()) continue;
+      dts.push_back(static_cast<double>(r.dt_ns) * 1e-9);
+      result.counted_seconds += dts.back();
+    }
+    if (dts.empty()) {
+      for (const StepRecord& r : history) dts.push_back(static_cast<double>(r.dt_ns) * 1e-9);
+    }
+    const double dt = median(dts);
+    result.dt_median_ms = 1e3 * dt;
+    result.tokens_per_second = dt > 0 ? static_cast<double>(plan.transfer.batch) / dt : 0.0;
+    result.train_seconds = train_clock();
+    result.final_train_loss = smoothed(static_cast<int64_t>(history.size()));
+    result.min_val_bpb = min_val_bpb;
+    result.planned_bytes = plan.memory_bytes;
+    result.peak_bytes = memory_block_bytes();
+    result.peak_resident_bytes = peak_resident_bytes();
+    result.time_to_target_s = time_to_target;
+    result.run_folder = folder->path();
+  }
+
+  double smoothed(int64_t steps) const {
+    return steps == 0 ? 0.0 : loss_ema / (1.0 - std::pow(kLossDecay, static_cast<double>(steps)));
+  }
+
+  OrderedJson summary_json() const {
+    OrderedJson json;
+    json["format"] = 1;
+    json["status"] = result.status;
+    json["finished"] = utc_timestamp();
+    json["steps"] = result.steps_done;
+    json["final_train_loss"] = result.final_train_loss;
+    if (result.last_eval) {
+      const EvalRecord& r = result.last_eval->record;
+      json["val_loss"] = r.val_loss;
+      json["val_bpb"] = r.val_bpb;
+      if (r.floor) {
+        json["floor"] = *r.floor;
+        json["excess"] = r.val_loss - *r.floor;
+      }
+    }
+    if (result.min_val_bpb) json["min_val_bpb"] = *result.min_val_bpb;
+    json["train_clock_sec"] = result.train_seconds;
+    json["counted_sec"] = result.counted_seconds;
+    json["tok_per_sec_median"] = result.tokens_per_second;
+    json["dt_median_ms"] = result.dt_median_ms;
+    json["planned_bytes"] = result.planned_bytes;
+    json["peak_bytes"] = result.peak_bytes;
+    json["peak_resident_bytes"] = result.peak_resident_bytes;
+    if (result.time_to_target_s) json["time_to_target_sec"] = *result.time_to_target_s;
+    if (!result.last_checkpoint.empty())
+      json["last_checkpoint"] = fs::path(result.last_checkpoint).filename().string();
+    return json;
+  }
+
+  void append_result_row() const {
+    CsvRow row;
+    row.add(std::string_view(started)).add(std::string_view(build_info().commit));
+    row.add(std::string_view(config.run)).add(config.seed).add(config.depth);
+    row.add(config.max_seq_len).add(config.device_batch_size).add(plan.transfer.batch);
+    row.add(config.target_param_data_ratio.value_or(default_param_data_ratio(config.recipe)));
+    row.add(schedule->options().warmdown_ratio);
+    row.add(name_of(schedule->options().warmdown_shape));
+    if (config.target_threshold)
+      row.add(std::string_view(config.target_metric)).add(*config.target_threshold);
+    else
+      row.add_missing().add_missing();
+    row.add(result.time_to_target_s).add_missing().add("none");
+    row.add(result.tokens_per_second).add(result.dt_median_ms).add(result.counted_seconds);
+    row.add(result.final_train_loss).add(result.min_val_bpb).add(mib(result.peak_bytes));
+    row.add(std::string_view(result.status));
+    append_csv_row((fs::path(folder->path()).parent_path() / "results.csv").string(),
+                   result_columns(), row);
+  }
+
+  void close(std::string status) {
+    result.status = std::move(status);
+    fill_result();
+    folder->finish(summary_json());
+    append_result_row();
+  }
+
+  TrainResult run(TrainObserver& observer, const std::atomic<bool>& stop) {
+    observer.on_plan(plan);
+    allocate();
+    if (resume_checkpoint.empty()) {
+      initialise();
+      folder = RunFolder::create(config.run_dir, config.run);
+    } else {
+      restore();
+      const fs::path checkpoint = fs::absolute(resume_checkpoint).lexically_normal();
+      folder = RunFolder::reopen(checkpoint.parent_path().parent_path().string(), first_step);
+      if (fs::exists(folder->file("steps.bin"))) history = read_steps(folder->file("steps.bin"));
+      if (static_cast<int64_t>(history.size()) != first_step)
+        fail(ErrorKind::data, "{} holds {} steps, the checkpoint is at step {}",
+             folder->file("steps.bin"), history.size(), first_step);
+      result.last_checkpoint = resume_checkpoint;
+    }
+    folder->write_run_json(run_json());
+    observer.on_start(folder->path(), first_step);
+    history.reserve(static_cast<size_t>(plan.transfer.steps));
+    try {
+      loop(observer, stop);
+    } catch (const Error& e) {
+      folder->add_log(std::string("error: ") + e.what());
+      if (e.kind() == ErrorKind::numeric) close("nonfinite");
+      throw;
+    }
+    return result;
+  }
+
+  bool due(int64_t every, int64_t step) const { return every > 0 && step % every == 0; }
+
+  void loop(TrainObserver& observer, const std::atomic<bool>& stop) {
+    const int64_t N = plan.transfer.steps;
+    const std::optional<DataCursor> from =
+        cursor.identity.empty() ? std::nullopt : std::optional<DataCursor>(cursor);
+    BatchLoader loader(train_documents, plan.rows_per_step, config.max_seq_len, from);
+    const Clock::time_point start = Clock::now();
+    double previous_metric = 0.0, previous_clock = 0.0;
+    for (int64_t step = first_step;; ++step) {
+      const bool last = step == N, resumed_here = step == first_step && step > 0;
+      result.steps_done = step;
+      if (config.eval_every > 0 && (last || due(config.eval_every, step)) && !resumed_here) {
+        EvalReport report = evaluate(step);
+        const double bpb = report.record.val_bpb;
+        min_val_bpb = std::min(min_val_bpb.value_or(bpb), bpb);
+        folder->add_eval(report.record);
+        observer.on_eval(report);
+        result.last_eval = report;
+        if (config.target_threshold) {
+          const double metric = config.target_metric == "val_bpb" ? bpb : report.record.val_loss;
+          if (metric <= *config.target_threshold && !time_to_target) {
+            // Linear between the last two evaluations; the lab measures with more care.
+            const double share =
+                step == first_step || previous_metric <= metric
+                    ? 1.0
+                    : (previous_metric - *config.target_threshold) / (previous_metric - metric);
+            time_to_target = previous_clock + share * (report.record.clock_sec - previous_clock);
+            result.reached_target = true;
+          }
+          previous_metric = metric;
+          previous_clock = report.record.clock_sec;
+        }
+      }
+      const bool finished = last || result.reached_target;
+      if (finished || (step > 0 && due(config.sample_every, step) && !resumed_here)) {
+        if (config.device == Device::cpu) observer.on_sample(step, "", sample_text());
+      }
+      const bool stopping = stop.load(std::memory_order_relaxed);
+      if (finished || stopping || (step > 0 && due(config.save_every, step) && !resumed_here)) {
+        if (!(resumed_here && step == first_step)) save(step, observer);
+      }
+      if (stopping && !finished) {
+        result.interrupted = true;
+        close("killed");
+        return;
+      }
+      if (finished) {
+        close("ok");
+        return;
+      }
+      const StepRecord record = train_step(step, loader);
+      loss_ema = kLossDecay * loss_ema + (1.0 - kLossDecay) * record.loss;
+      history.push_back(record);
+      folder->add_step(record);
+      StepReport report;
+      report.record = record;
+      report.steps = N;
+      report.smoothed_loss = smoothed(step + 1);
+      report.tokens_per_second =
+          static_cast<double>(plan.transfer.batch) / (static_cast<double>(record.dt_ns) * 1e-9);
+      report.elapsed_s = seconds_since(start);
+      report.eta_s = report.elapsed_s / static_cast<double>(step + 1 - first_step) *
+                     static_cast<double>(N - step - 1);
+      observer.on_step(report);
+    }
+  }
+};
+
+Trainer::Trainer(const TrainConfig& config, const Options& options)
+    : impl_(std::make_unique<Impl>(config, options)) {}
+Trainer::~Trainer() = default;
+
+const TrainPlan& Trainer::plan() const {
+  return impl_->plan;
+}
+const TrainPrograms& Trainer::programs() const {
+  return *impl_->programs;
+}
+
+TrainResult Trainer::run(TrainObserver& observer, const std::atomic<bool>& stop) {
+  return impl_->run(observer, stop);
+}
+
+}  // namespace tightloop
