@@ -8,11 +8,15 @@
 namespace tightloop {
 
 void attention_fwd(const Exec& exec, const AttentionFwd& args) {
-  exec.device == Device::ref ? attention_fwd_ref(args) : attention_fwd_cpu(args, exec.scratch);
+  exec.device == Device::ref
+      ? attention_fwd_ref(args)
+      : attention_fwd_cpu(args, attention_detail::native_kernels(), exec.scratch);
 }
 
 void attention_bwd(const Exec& exec, const AttentionBwd& args) {
-  exec.device == Device::ref ? attention_bwd_ref(args) : attention_bwd_cpu(args, exec.scratch);
+  exec.device == Device::ref
+      ? attention_bwd_ref(args)
+      : attention_bwd_cpu(args, attention_detail::native_kernels(), exec.scratch);
 }
 
 std::vector<Value> attention(
@@ -73,7 +77,8 @@ void run_fwd(const Exec& exec, const OpCall& c) {
 }
 
 int64_t scratch_fwd(const OpTypes& t, const Attrs&) {
-  return attention_fwd_scratch_bytes(t.input(0).shape, t.input(1).shape);
+  return attention_fwd_scratch_bytes(t.input(0).shape, t.input(1).shape,
+                                     attention_detail::native_kernels());
 }
 
 // Two products: scores and output.
@@ -123,7 +128,8 @@ void run_bwd(const Exec& exec, const OpCall& c) {
 }
 
 int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
-  return attention_bwd_scratch_bytes(t.input(1).shape, t.input(2).shape);
+  return attention_bwd_scratch_bytes(t.input(1).shape, t.input(2).shape,
+                                     attention_detail::native_kernels());
 }
 
 // Five products: scores again, do·v, dq, dk, dv.
