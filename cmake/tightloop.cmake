@@ -24,8 +24,11 @@ endif()
 
 add_library(tl_flags INTERFACE)
 target_include_directories(tl_flags INTERFACE "${CMAKE_SOURCE_DIR}/src")
-target_compile_options(tl_flags INTERFACE -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-restrict
-                                          -fno-math-errno -ffp-contract=off)
+target_compile_options(tl_flags INTERFACE -Wall -Wextra -Wshadow -Wno-missing-field-initializers)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(tl_flags INTERFACE -Wno-restrict)   # false alarms on std::string in GCC 12
+endif()
+target_compile_options(tl_flags INTERFACE -fno-math-errno -ffp-contract=off)
 if(TL_WERROR)
   target_compile_options(tl_flags INTERFACE -Werror)
 endif()
