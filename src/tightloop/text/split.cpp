@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include <pcre2.h>
 
@@ -114,6 +115,14 @@ Splitter::Range Splitter::next(std::string_view text, int64_t from, State& state
   auto* const match_data = static_cast<pcre2_match_data*>(state.match_data_);
   auto* const context = static_cast<pcre2_match_context*>(state.context_);
   const auto size = static_cast<int64_t>(text.size());
+  if (size > state.limited_for_) {
+    // Long runs of blanks are walked back once or twice by the published rules.
+    constexpr int64_t kStepsPerByte = 8, kLeastSteps = 10'000'000;
+    constexpr int64_t kMost = std::numeric_limits<uint32_t>::max();
+    state.limited_for_ = std::max(size, kLeastSteps / kStepsPerByte);
+    pcre2_set_match_limit(
+        context, static_cast<uint32_t>(std::min(kMost, state.limited_for_ * kStepsPerByte)));
+  }
   while (from < size) {
     const auto start = static_cast<PCRE2_SIZE>(from);
     const int found =

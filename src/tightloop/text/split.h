@@ -41,6 +41,7 @@ class Splitter {
     void* match_data_ = nullptr;
     void* context_ = nullptr;
     void* stack_ = nullptr;
+    int64_t limited_for_ = 0;  // the length of text that the limit on backtracking is set for
   };
 
   struct Range {
@@ -57,8 +58,8 @@ class Splitter {
   const std::string& rule() const { return rule_; }
 
   /// The first non-empty match at or after byte `from` of `text`, which must be valid UTF-8; an
-  /// empty range at the end of the text when there is none. Error{data} when the expression gives
-  /// up (its own limits on backtracking).
+  /// empty range at the end of the text when there is none. Error{data} when the expression
+  /// backtracks too often: more than some steps for each byte, as hostile expressions do.
   Range next(std::string_view text, int64_t from, State& state) const;
 
  private:
