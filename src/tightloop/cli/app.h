@@ -56,5 +56,6 @@ void talk(std::string_view text);
 // The subcommands. Each adds itself to `app` and returns what runs it.
 using Runner = std::function<int()>;
 void add_train(CLI::App& app, Runner& runner);
+void add_check(CLI::App& app, Runner& runner);
 
 }  // namespace tightloop::cli

@@ -21,8 +21,9 @@ constexpr std::string_view kWelcome =
 `tightloop --help` lists all commands; `tightloop COMMAND --help` explains one.
 )";
 
-void on_signal(int) {
-  if (cli::g_stop.exchange(true)) std::_Exit(cli::kInterrupted);
+/// The first signal asks for a clean end; a second Ctrl-C ends the process at once.
+void on_signal(int signal) {
+  if (cli::g_stop.exchange(true) && signal == SIGINT) std::_Exit(cli::kInterrupted);
 }
 
 /// The nearest known flag to an unknown argument.
@@ -67,6 +68,7 @@ int main(int argc, char** argv) {
       "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint.");
   cli::Runner run;
   cli::add_train(app, run);
+  cli::add_check(app, run);
 
   if (argc == 1) {
     cli::out(kWelcome);

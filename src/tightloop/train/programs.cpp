@@ -10,8 +10,8 @@ namespace tightloop {
 namespace {
 
 void declare_slots(SlotTable& slots, const TrainProgramsSpec& spec) {
-  declare_nanochat(slots, spec.model, DType::f32, spec.model.sequence_len);
-  const Shape batch{spec.batch, spec.model.sequence_len};
+  declare_nanochat(slots, spec.model, DType::f32, spec.sequence());
+  const Shape batch{spec.batch, spec.sequence()};
   slots.add({std::string(kTokensSlot), {DType::i32, batch}, SlotRole::input});
   slots.add({std::string(kTargetsSlot), {DType::i32, batch}, SlotRole::input});
   slots.add({std::string(kLossScaleSlot), {DType::f32, {}}, SlotRole::scalar});

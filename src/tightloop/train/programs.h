@@ -15,9 +15,12 @@ namespace tightloop {
 struct TrainProgramsSpec {
   NanochatConfig model;
   int64_t batch = 1;  // sequences of a micro-step
+  int64_t tokens = 0;  // of a sequence; 0: model.sequence_len
   std::vector<std::string> rewrites;
   RewriteOptions rewrite_options;
   Device device = Device::cpu;
+
+  int64_t sequence() const { return tokens > 0 ? tokens : model.sequence_len; }
 };
 
 /// Names of the slots that a trainer fills and reads.

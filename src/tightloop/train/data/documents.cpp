@@ -16,6 +16,8 @@
 namespace tightloop {
 namespace {
 
+constexpr int64_t kHashedTokens{4096};
+
 void shuffle(std::vector<int32_t>& order, uint64_t seed, uint64_t stream) {
   Rng rng(seed, stream);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.below(i)]);

@@ -62,8 +62,8 @@ class DocumentStream {
   /// True when every shard has its companion of exact −log p.
   bool has_floor() const { return !floors_.empty(); }
   const FloorFile& floor(int32_t i) const { return floors_[static_cast<size_t>(i)]; }
-  /// SHA-256 over the names (without folders) and sizes of the shards, BOS and the order: equal for
-  /// streams that give the same documents in the same order.
+  /// SHA-256 over the names (without folders), sizes and first 4,096 tokens of the shards, BOS and
+  /// the order: equal for streams that give the same documents in the same order.
   const std::string& identity() const { return identity_; }
 
  private:

@@ -1,0 +1,115 @@
+#include <chrono>
+#include <memory>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "tightloop/cli/app.h"
+#include "tightloop/core/json.h"
+#include "tightloop/engine/rewrite/rewrite.h"
+#include "tightloop/train/check_case.h"
+
+namespace tightloop::cli {
+namespace {
+
+struct CheckFlags {
+  std::vector<std::string> folders;
+  std::string device = "both";
+  std::string rewrites = "sweep";
+  bool verbose = false;
+  bool json = false;
+};
+
+std::vector<Device> devices_of(const std::string& text) {
+  if (text == "both") return {Device::ref, Device::cpu};
+  return {parse_device(text)};
+}
+
+std::vector<std::vector<std::string>> sets_of(const std::string& text) {
+  if (text == "sweep") return rewrite_sweep(1);
+  if (text == "none") return {{}};
+  std::vector<std::string> all;
+  for (const Rewrite& rewrite : all_rewrites()) all.emplace_back(rewrite.name);
+  if (text == "all") return {all};
+  std::vector<std::string> names = CLI::detail::split(text, ',');
+  for (const std::string& name : names) {
+    if (std::find(all.begin(), all.end(), name) != all.end()) continue;
+    throw Error(ErrorKind::usage, fmt::format("--rewrites: unknown rewrite '{}'", name))
+        .with_hint(fmt::format("one of: sweep, none, all, or a list of {}", fmt::join(all, ", ")));
+  }
+  return {names};
+}
+
+OrderedJson to_json(const CaseReport& r) {
+  OrderedJson json;
+  json["case"] = r.folder;
+  json["device"] = name_of(r.device);
+  json["rewrites"] = r.rewrites;
+  json["ok"] = r.ok();
+  json["failures"] = r.failures;
+  OrderedJson quantities = OrderedJson::array();
+  for (const CaseQuantity& q : r.quantities)
+    quantities.push_back({{"name", q.name}, {"error", q.error}, {"tolerance", q.tolerance}});
+  json["quantities"] = quantities;
+  return json;
+}
+
+void show(const CaseReport& r, bool verbose) {
+  const CaseQuantity* worst = r.worst();
+  out(fmt::format("{}  {}  {}  [{}]  worst {} {:.2e} of {:.0e}\n", r.ok() ? "ok  " : "FAIL",
+                  r.folder, name_of(r.device),
+                  r.rewrites.empty() ? "no rewrite" : fmt::format("{}", fmt::join(r.rewrites, " ")),
+                  worst == nullptr ? "-" : worst->name, worst == nullptr ? 0.0 : worst->error,
+                  worst == nullptr ? 0.0 : worst->tolerance));
+  for (const std::string& failure : r.failures) out("      " + failure + "\n");
+  for (const CaseQuantity& q : r.quantities) {
+    if (verbose || !q.ok())
+      out(fmt::format("      {} {}: {:.3e}, tolerance {:.0e}\n", q.ok() ? "ok  " : "FAIL", q.name,
+                      q.error, q.tolerance));
+  }
+}
+
+int run_check(const CheckFlags& flags) {
+  if (flags.folders.empty())
+    throw Error(ErrorKind::usage, "no case was given")
+        .with_hint("`tightloop check tests/golden/*`");
+  int failed = 0, ran = 0;
+  const auto take = [&](const CaseReport& report) {
+    ++ran;
+    failed += report.ok() ? 0 : 1;
+    flags.json ? out(to_json(report).dump() + "\n") : show(report, flags.verbose);
+  };
+  for (const std::string& folder : flags.folders) {
+    if (case_kind(folder) == "bpe") {
+      take(run_tokenizer_case(folder));
+      continue;
+    }
+    for (Device device : devices_of(flags.device)) {
+      for (const std::vector<std::string>& set : sets_of(flags.rewrites))
+        take(run_nanochat_case(folder, {.device = device, .rewrites = set}));
+    }
+  }
+  if (!flags.json) out(fmt::format("{} runs, {} out of tolerance\n", ran, failed));
+  return failed == 0 ? kDone : kJudgedFailed;
+}
+
+}  // namespace
+
+void add_check(CLI::App& app, Runner& runner) {
+  auto* command = app.add_subcommand("check", "run parity cases against their expected values");
+  auto flags = std::make_shared<CheckFlags>();
+  command->add_option("case", flags->folders, "case folders (case.json inside)")->type_name("CASE");
+  command->add_option("--device", flags->device, "ref, cpu or both [both]");
+  command->add_option("--rewrites", flags->rewrites,
+                      "sweep (none, each, pairs, all, 16 random sets), none, all, or names with "
+                      "commas [sweep]");
+  command->add_flag("-v,--verbose", flags->verbose, "every quantity, not only the worst");
+  command->add_flag("--json", flags->json, "one JSON object per run on stdout");
+  command->footer(
+      "Example: tightloop check tests/golden/* --device cpu --rewrites all\n"
+      "Exit code 1 when a case is out of tolerance.");
+  command->allow_extras();
+  command->callback([flags, &runner] { runner = [flags] { return run_check(*flags); }; });
+}
+
+}  // namespace tightloop::cli

@@ -1,0 +1,304 @@
+#include "tightloop/train/check_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "tightloop/core/json.h"
+#include "tightloop/core/rng.h"
+#include "tightloop/io/safetensors.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/optim/optimizer.h"
+#include "tightloop/program/differentiate.h"
+#include "tightloop/text/bpe_case.h"
+#include "tightloop/train/programs.h"
+
+namespace tightloop {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string in(const std::string& folder, std::string_view file) {
+  return (fs::path(folder) / file).string();
+}
+
+/// What the file says beside the model: one optimizer group with its constants.
+struct CaseGroup {
+  ParameterGroup group;
+  double momentum = 0.0;
+};
+
+std::vector<CaseGroup> read_groups(const Json& json, const std::string& where) {
+  std::vector<CaseGroup> groups;
+  int number = 0;
+  for (const Json& g : get_array(get_object(json, "optimizer", where), "groups", where)) {
+    const std::string at = fmt::format("{}: optimizer.groups[{}]", where, number);
+    CaseGroup read;
+    const std::string kind = get_string(g, "kind", at);
+    if (kind != "adamw" && kind != "muon")
+      fail(ErrorKind::data, "{}: kind '{}' must be adamw or muon", at, kind);
+    read.group.kind = kind == "muon" ? OptimizerKind::muon : OptimizerKind::adamw;
+    read.group.name = fmt::format("group {}", number++);
+    for (const Json& name : get_array(g, "params", at))
+      read.group.parameters.push_back(name.get<std::string>());
+    read.group.lr = get_double(g, "lr", at);
+    read.group.weight_decay = get_double(g, "weight_decay", at);
+    if (read.group.kind == OptimizerKind::adamw) {
+      const Json& betas = get_array(g, "betas", at);
+      if (betas.size() != 2) fail(ErrorKind::data, "{}: betas must have 2 numbers", at);
+      read.group.beta1 = betas[0].get<double>();
+      read.group.beta2 = betas[1].get<double>();
+      read.group.eps = get_double(g, "eps", at);
+    } else {
+      read.momentum = get_double(g, "momentum", at);
+      read.group.beta2 = get_double(g, "beta2", at);
+      if (get_int(g, "ns_steps", at) != 5)
+        fail(ErrorKind::unsupported, "{}: ns_steps must be 5", at);
+    }
+    groups.push_back(std::move(read));
+  }
+  return groups;
+}
+
+/// |a-b| and |b| (2-norms), largest |a-b| and largest |b|.
+struct Difference {
+  double norm = 0.0, expected_norm = 0.0, largest = 0.0, expected_largest = 0.0;
+};
+
+Difference compare(int64_t n,
+                   const std::function<double(int64_t)>& got,
+                   const std::function<double(int64_t)>& want) {
+  Difference d;
+  for (int64_t i = 0; i < n; ++i) {
+    const double a = got(i), b = want(i);
+    if (std::isnan(a)) {
+      d.norm = d.largest = std::nan("");
+      return d;
+    }
+    d.norm += (a - b) * (a - b);
+    d.expected_norm += b * b;
+    d.largest = std::max(d.largest, std::abs(a - b));
+    d.expected_largest = std::max(d.expected_largest, std::abs(b));
+  }
+  d.norm = std::sqrt(d.norm);
+  d.expected_norm = std::sqrt(d.expected_norm);
+  return d;
+}
+
+}  // namespace
+
+bool CaseReport::ok() const {
+  return failures.empty() && std::all_of(quantities.begin(), quantities.end(),
+                                         [](const CaseQuantity& q) { return q.ok(); });
+}
+
+const CaseQuantity* CaseReport::worst() const {
+  const CaseQuantity* worst = nullptr;
+  for (const CaseQuantity& q : quantities) {
+    if (worst == nullptr || !(q.error / q.tolerance <= worst->error / worst->tolerance)) worst = &q;
+  }
+  return worst;
+}
+
+std::string case_kind(const std::string& folder) {
+  const std::string path = in(folder, "case.json");
+  const std::string kind = get_string(read_json(path), "model", path);
+  if (kind != "nanochat" && kind != "bpe")
+    fail(ErrorKind::unsupported, "{}: model '{}' cannot be checked yet; nanochat and bpe can", path,
+         kind);
+  return kind;
+}
+
+CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& options) {
+  const std::string where = in(folder, "case.json");
+  const Json json = read_json(where);
+  Json config_json = get_object(json, "config", where);
+  config_json["recipe"] = get_string(json, "recipe", where, "2026-07");
+  const NanochatConfig model = nanochat_config_from_json(config_json.dump(), where);
+  const std::vector<CaseGroup> groups = read_groups(json, where);
+  const int64_t steps = get_int(json, "steps", where);
+  const Json& losses = get_array(json, "losses", where);
+  if (steps < 1 || static_cast<int64_t>(losses.size()) != steps)
+    fail(ErrorKind::data, "{}: {} losses for {} steps", where, losses.size(), steps);
+  const Json& windows = get_array(json, "window_sizes", where);
+  for (int64_t i = 0; i < model.n_layer; ++i) {
+    const int64_t want = windows.at(static_cast<size_t>(i)).at(0).get<int64_t>();
+    if (want != model.window(i))
+      fail(ErrorKind::data, "{}: window_sizes[{}] is {}, the pattern gives {}", where, i, want,
+           model.window(i));
+  }
+
+  const SafetensorsFile weights(in(folder, "weights.safetensors"));
+  const SafetensorsFile tokens(in(folder, "tokens.safetensors"));
+  const SafetensorsFile expected(in(folder, "expected.safetensors"));
+  const Shape batch = tokens.at("step0.inputs").shape();
+  if (batch.rank() != 2 || batch[1] > model.sequence_len)
+    fail(ErrorKind::data, "{}: step0.inputs has shape {}, expected (B, T <= {})", tokens.path(),
+         to_string(batch), model.sequence_len);
+
+  std::vector<ParameterGroup> plain_groups;
+  for (const CaseGroup& g : groups) plain_groups.push_back(g.group);
+  const TrainProgramsSpec spec{.model = model,
+                               .batch = batch[0],
+                               .tokens = batch[1],
+                               .rewrites = options.rewrites,
+                               // Small enough that even these heads come in several chunks.
+                               .rewrite_options = {.ce_chunk_bytes = 64 << 10},
+                               .device = options.device};
+  TrainPrograms programs = build_train_programs(spec, plain_groups);
+  TrainProgramsSpec forward_spec = spec;
+  std::erase(forward_spec.rewrites, "chunked-ce");  // its logits have a reader
+  const PlannedProgram forward = build_forward_program(forward_spec, programs.slots);
+
+  CaseReport report{folder, options.device, options.rewrites, {}, {}};
+  for (const RewriteReport& r : programs.first_micro_step.reports) {
+    if (r.applied.empty())
+      report.failures.push_back(fmt::format("rewrite {} did not apply: {}", r.name,
+                                            r.not_applied.empty() ? "no site" : r.not_applied[0]));
+  }
+
+  const SlotStore slots(programs.slots, options.device);
+  const Workspace workspace(
+      {&forward.plan, &programs.first_micro_step.plan, &programs.optimizer.plan});
+  Executable run_forward(forward.program, forward.plan, slots, workspace);
+  Executable run_step(programs.first_micro_step.program, programs.first_micro_step.plan, slots,
+                      workspace);
+  Executable run_optimizer(programs.optimizer.program, programs.optimizer.plan, slots, workspace);
+
+  for (const NanochatParameter& p : programs.parameters) {
+    const ConstTensorView stored = weights.at(p.name, {DType::f32, p.shape});
+    for (int64_t i = 0; i < stored.elems(); ++i)
+      set_element(slots.view(p.name), i, get_element(stored, i));
+  }
+  init_rope_table(model, slots.view("rope_table"));
+
+  const double loss_tolerance = 1e-6, logits_tolerance = 5e-6;
+  const bool wide = fs::path(folder).filename() == "nanochat-a";
+  const double grad_tolerance = wide ? 1e-4 : 2e-5, final_tolerance = wide ? 5e-3 : 2e-3;
+  // In a model of at most two layers the backout only scales what the last norm normalises again.
+  const auto compared = [&](const std::string& name) {
+    return name != "backout_lambda" || model.n_layer > 2;
+  };
+
+  for (int64_t step = 0; step < steps; ++step) {
+    int64_t targets = 0;
+    for (const auto& [file_name, slot] :
+         {std::pair<std::string, std::string_view>{"inputs", kTokensSlot},
+          {"targets", kTargetsSlot}}) {
+      const ConstTensorView t =
+          tokens.at(fmt::format("step{}.{}", step, file_name), {DType::i32, batch});
+      for (int64_t i = 0; i < t.elems(); ++i) {
+        const int32_t id = t.as<int32_t>()[i];
+        const bool target = slot == kTargetsSlot;
+        if (id >= model.vocab_size || id < (target ? -1 : 0))
+          fail(ErrorKind::data, "{}: step{}.{}[{}] is {}, the vocabulary has {}", tokens.path(),
+               step, file_name, i, id, model.vocab_size);
+        if (target && id >= 0) ++targets;
+      }
+      std::memcpy(slots.view(slot).data, t.data, static_cast<size_t>(t.bytes()));
+    }
+    set_element(slots.view(kLossScaleSlot), 0, 1.0 / static_cast<double>(targets));
+
+    if (step == 0) {
+      run_forward.run();
+      const ConstTensorView want = expected.at("step0.logits");
+      const TensorView got = slots.view("logits");
+      const int64_t V = model.vocab_size, Vp = model.padded_vocab();
+      const Difference d = compare(
+          want.elems(), [&](int64_t i) { return get_element(got, i / V * Vp + i % V); },
+          [&](int64_t i) { return get_element(want, i); });
+      report.quantities.push_back({"logits", d.largest / d.expected_largest, logits_tolerance});
+    }
+    run_step.run();
+    const double loss = get_element(slots.view(kLossSlot), 0);
+    const double want_loss = losses[static_cast<size_t>(step)].get<double>();
+    report.quantities.push_back({fmt::format("loss.step{}", step),
+                                 std::abs(loss - want_loss) / std::abs(want_loss), loss_tolerance});
+    if (step == 0) {
+      for (const NanochatParameter& p : programs.parameters) {
+        if (!compared(p.name)) continue;
+        const ConstTensorView want = expected.at("step0.grad." + p.name);
+        const TensorView got = slots.view(grad_name(p.name));
+        const Difference d = compare(
+            want.elems(), [&](int64_t i) { return get_element(got, i); },
+            [&](int64_t i) { return get_element(want, i); });
+        report.quantities.push_back({"grad." + p.name,
+                                     d.expected_norm > 0 ? d.norm / d.expected_norm : d.norm,
+                                     grad_tolerance});
+      }
+    }
+    for (const CaseGroup& g : groups) {
+      const HyperValues values =
+          g.group.kind == OptimizerKind::adamw
+              ? adamw_hypers(g.group, g.group.lr, step + 1)
+              : muon_hypers(g.group, g.group.lr, g.momentum, g.group.weight_decay);
+      const TensorView slot = slots.view(hyper_name(g.group.name));
+      for (size_t i = 0; i < values.size(); ++i)
+        set_element(slot, static_cast<int64_t>(i), values[i]);
+    }
+    run_optimizer.run();
+  }
+
+  for (const NanochatParameter& p : programs.parameters) {
+    if (!compared(p.name)) continue;
+    const ConstTensorView want = expected.at("final." + p.name), start = weights.at(p.name);
+    const TensorView got = slots.view(p.name);
+    const Difference d = compare(
+        want.elems(), [&](int64_t i) { return get_element(got, i) - get_element(start, i); },
+        [&](int64_t i) { return get_element(want, i) - get_element(start, i); });
+    report.quantities.push_back({"final." + p.name,
+                                 d.expected_norm > 0 ? d.norm / d.expected_norm : d.norm,
+                                 final_tolerance});
+  }
+  return report;
+}
+
+CaseReport run_tokenizer_case(const std::string& folder) {
+  const BpeCaseResult result = run_bpe_case(folder);
+  CaseReport report{folder, Device::cpu, {}, {}, {}};
+  if (result.vocab_size != result.expected_vocab_size)
+    report.failures.push_back(fmt::format("the vocabulary has {} tokens, expected {}",
+                                          result.vocab_size, result.expected_vocab_size));
+  for (const BpeFailure& f : result.failures) {
+    const bool ids = f.got == f.expected;
+    report.failures.push_back(
+        ids ? fmt::format("text {} decodes to '{}', expected '{}'", f.index, f.decoded, f.text)
+            : fmt::format("text {} ('{}') encodes to [{}], expected [{}]", f.index, f.text,
+                          fmt::join(f.got, ", "), fmt::join(f.expected, ", ")));
+  }
+  report.quantities.push_back({fmt::format("{} texts, {} ids", result.cases, result.tokens),
+                               static_cast<double>(result.failures.size()), 0.5});
+  return report;
+}
+
+std::vector<std::vector<std::string>> rewrite_sweep(uint64_t seed) {
+  std::vector<std::string> names;
+  for (const Rewrite& rewrite : all_rewrites()) names.emplace_back(rewrite.name);
+  const size_t n = names.size();
+  std::vector<std::vector<std::string>> sets;
+  const auto add = [&](std::vector<std::string> set) {
+    if (std::find(sets.begin(), sets.end(), set) == sets.end()) sets.push_back(std::move(set));
+  };
+  add({});
+  for (size_t i = 0; i < n; ++i) add({names[i]});
+  for (size_t i = 0; i < n; ++i) {
+    for (size_t j = i + 1; j < n; ++j) add({names[i], names[j]});
+  }
+  add(names);
+  Rng rng(seed, 0);
+  for (int k = 0; k < 16; ++k) {
+    std::vector<std::string> set;
+    for (const std::string& name : names) {
+      if (rng.below(2) == 1) set.push_back(name);
+    }
+    add(std::move(set));
+  }
+  return sets;
+}
+
+}  // namespace tightloop

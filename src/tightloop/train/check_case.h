@@ -1,0 +1,52 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tightloop/core/exec.h"
+
+namespace tightloop {
+
+/// One compared quantity of a parity case.
+struct CaseQuantity {
+  std::string name;    // "loss", "logits", "grad.<parameter>", "final.<parameter>"
+  double error = 0.0;  // measured as the tolerance is
+  double tolerance = 0.0;
+  bool ok() const { return error <= tolerance; }  // false for NaN
+};
+
+struct CaseReport {
+  std::string folder;
+  Device device = Device::cpu;
+  std::vector<std::string> rewrites;
+  std::vector<CaseQuantity> quantities;
+  std::vector<std::string> failures;  // in words: a rewrite that did not apply, a text that differs
+
+  bool ok() const;
+  /// The quantity that uses most of its tolerance.
+  const CaseQuantity* worst() const;
+};
+
+struct CaseOptions {
+  Device device = Device::cpu;
+  std::vector<std::string> rewrites;
+};
+
+/// "nanochat" or "bpe": the "model" of case.json. Error{data} naming file and field;
+/// Error{unsupported} for a kind this build does not run.
+std::string case_kind(const std::string& folder);
+
+/// Runs a nanochat case: logits from a forward Program; losses, gradients and updates from the
+/// training and optimizer Programs with the given rewrites. Every requested rewrite must apply.
+/// Tolerances: loss 1e-6 relative; logits 5e-6 of their largest magnitude; gradients 2e-5 in
+/// |a-b| / |b|; final parameters 2e-3 in |a-b| / |update| (nanochat-a: 1e-4 and 5e-3).
+CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& options);
+
+/// Runs a tokenizer case: every text must encode to its ids and decode back.
+CaseReport run_tokenizer_case(const std::string& folder);
+
+/// The sets of rewrites that parity is checked with: none, each alone, each pair, all, and 16
+/// random ones drawn from `seed`; no set twice.
+std::vector<std::vector<std::string>> rewrite_sweep(uint64_t seed);
+
+}  // namespace tightloop
