@@ -37,6 +37,9 @@ DocumentStream::DocumentStream(DocumentOptions options) : options_(std::move(opt
     total_tokens_ += shard.count();
     hash.update(
         fmt::format("{} {}\n", std::filesystem::path(path).filename().string(), shard.count()));
+    std::vector<int32_t> beginning(static_cast<size_t>(std::min(kHashedTokens, shard.count())));
+    shard.copy(0, beginning);
+    hash.update(beginning.data(), beginning.size() * sizeof(int32_t));
     if (std::filesystem::exists(floor_path(path)))
       floors_.emplace_back(floor_path(path), shard.count());
     else

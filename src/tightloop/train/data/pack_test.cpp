@@ -195,6 +195,12 @@ TEST(RowPacker, RefusesForeignCursors) {
   packer.save(cursor);
   EXPECT_THROW(RowPacker(options_for({folder / "b.bin"}), 32).restore(cursor), Error);
   EXPECT_THROW(RowPacker(options_for({folder / "a.bin"}), 33).restore(cursor), Error);
+  fs::create_directories(folder.path / "other");
+  Tokens changed = joined(make_documents(300, 100, 3));
+  changed[5] += changed[5] == kBos ? 0 : 1;
+  changed[6] += changed[6] == kBos ? 0 : 1;
+  write_shard(folder / "other/a.bin", changed);
+  EXPECT_THROW(RowPacker(options_for({folder / "other/a.bin"}), 32).restore(cursor), Error);
   DocumentOptions seeded = options_for({folder / "a.bin"});
   seeded.data_seed = 1;
   EXPECT_THROW(RowPacker(seeded, 32).restore(cursor), Error);
