@@ -1,6 +1,7 @@
 // Attention, forward and backward, on this CPU: GFLOP/s over the visible pairs (forward 4 D,
 // backward 10 D a pair), and the share of the fused multiply-add rate that a loop in registers
-// reaches in the same process. Usage: attention_bench [threads]
+// reaches in the same process. Usage:
+// attention_bench [threads [case]]
 
 #include <algorithm>
 #include <cmath>
@@ -131,15 +132,18 @@ void bench(int64_t batch,
 int main(int argc, char** argv) {
   using namespace tightloop;
   if (argc > 1) set_thread_count(std::atoi(argv[1]));
+  const int only = argc > 2 ? std::atoi(argv[2]) : -1;
   const double peak = peak_gflops();
   std::printf("%d threads, %.1f GFLOP/s in registers\n", thread_count(), peak);
   constexpr int64_t kFull = 1 << 30;
-  bench(16, 128, 4, 4, 32, kFull, peak);
-  bench(32, 128, 4, 4, 32, 64, peak);
-  bench(1, 1024, 6, 6, 128, kFull, peak);
-  bench(1, 1024, 6, 6, 128, 256, peak);
-  bench(1, 1024, 12, 12, 64, kFull, peak);
-  bench(1, 1024, 12, 4, 64, 256, peak);
-  bench(1, 2048, 1, 1, 128, kFull, peak);
-  bench(4, 2048, 8, 8, 64, 1024, peak);
+  const int64_t cases[][6] = {
+      {16, 128, 4, 4, 32, kFull},  {32, 128, 4, 4, 32, 64},      {1, 1024, 6, 6, 128, kFull},
+      {1, 1024, 6, 6, 128, 256},   {1, 1024, 12, 12, 64, kFull}, {1, 1024, 12, 4, 64, 256},
+      {1, 2048, 1, 1, 128, kFull}, {4, 2048, 8, 8, 64, 1024},
+  };
+  int index = 0;
+  for (const auto& [batch, tokens, heads, kv, dim, window] : cases) {
+    if (only < 0 || only == index) bench(batch, tokens, heads, kv, dim, window, peak);
+    ++index;
+  }
 }

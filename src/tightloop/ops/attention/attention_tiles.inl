@@ -56,21 +56,28 @@ TL_TILE void tile(const float* a,
                   int64_t ldc,
                   bool add) {
   V sum[kMr][kVecs];
+  #pragma GCC unroll 16
   for (int i = 0; i < kMr; ++i) {
+    #pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v)
       sum[i][v] = add ? load(c + i * ldc + v * kLanes) : set1(0.0f);
   }
   for (int64_t k = 0; k < count; ++k) {
     V row[kVecs];
+    #pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
+    #pragma GCC unroll 16
     for (int i = 0; i < kMr; ++i) {
       const V x = set1(kByColumns ? a[i] : a[i * lda]);
+      #pragma GCC unroll 16
       for (int v = 0; v < kVecs; ++v) sum[i][v] = fma(x, row[v], sum[i][v]);
     }
     a += kByColumns ? lda : 1;
     b += ldb;
   }
+  #pragma GCC unroll 16
   for (int i = 0; i < kMr; ++i) {
+    #pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) store(c + i * ldc + v * kLanes, sum[i][v]);
   }
 }
