@@ -27,6 +27,9 @@ target_include_directories(tl_flags INTERFACE "${CMAKE_SOURCE_DIR}/src")
 target_compile_options(tl_flags INTERFACE -Wall -Wextra -Wshadow -Wno-missing-field-initializers)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(tl_flags INTERFACE -Wno-restrict)   # false alarms on std::string in GCC 12
+  if(CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+    target_compile_options(tl_flags INTERFACE -Wno-dangling-reference)   # on members of views
+  endif()
 endif()
 target_compile_options(tl_flags INTERFACE -fno-math-errno -ffp-contract=off)
 if(TL_WERROR)
