@@ -1,0 +1,1 @@
+#include "tightloop/ops/adamw/adamw.h"

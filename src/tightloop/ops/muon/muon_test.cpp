@@ -1,0 +1,1 @@
+#include "tightloop/ops/muon/muon.h"

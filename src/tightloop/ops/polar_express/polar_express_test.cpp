@@ -1,0 +1,1 @@
+#include "tightloop/ops/polar_express/polar_express.h"
