@@ -131,15 +131,4 @@ void emit_grad_sum_squares(Builder& b, const std::vector<ParameterGroup>& groups
   }
 }
 
-void emit_grad_sum_squares(Builder& b, const std::vector<ParameterGroup>& groups) {
-  b.set_scope("gradient norm");
-  const Value total = b.program().slot_value(b.program().slots().add_or_find(
-      {std::string(kGradSumSquares), {DType::f64, {}}, SlotRole::output}));
-  fill(b, total, 0.0);
-  for (const ParameterGroup& group : groups) {
-    for (const std::string& parameter : group.parameters)
-      sum_squares(b, gradient_of(b, parameter), total);
-  }
-}
-
 }  // namespace tightloop
