@@ -12,9 +12,9 @@ namespace gemm_detail {
 namespace {
 
 // Blocking, all in floats of packed data. A task keeps one packed block of A (kBlockM x kBlockK,
-// 144 KiB) in its L2 and one sliver of B (kBlockK x nr, 16 KiB) in its L1; the packed B is shared
+// 192 KiB) in its L2 and one sliver of B (kBlockK x nr, 16 KiB) in its L1; the packed B is shared
 // by all threads and stays in L3.
-constexpr int64_t kBlockM{144};
+constexpr int64_t kBlockM{192};
 constexpr int64_t kSharedB{3 << 20};
 // Up to this many rows B is packed by the task that uses it, at once, and A is packed before.
 constexpr int64_t kFewRows{64};
@@ -122,6 +122,14 @@ T* offset_elems(T* data, DType dtype, int64_t elems) {
   return static_cast<Byte*>(data) + elems * size_of(dtype);
 }
 
+/// Calls body(i) for every i below count, on all threads.
+template <typename Body>
+void each(int64_t count, const Body& body) {
+  parallel_parts(count, count, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
 /// One product in progress.
 struct Run {
   const Kernels& kernels;
@@ -202,17 +210,60 @@ struct Run {
     kernels.finish(tile_buffer, rows, cols, to);
   }
 
+  void multiply(int64_t p0,
+                int64_t p1,
+                int64_t n0,
+                int64_t s0,
+                int64_t s1,
+                int64_t b0,
+                int64_t b1,
+                int64_t block_floats) const;
   void shared_b() const;
   void few_rows() const;
   void row_kernels() const;
 };
 
+/// Panels p0..p1 of A times slivers s0..s1 of the packed B, over the K blocks b0..b1 that it holds.
+void Run::multiply(int64_t p0,
+                   int64_t p1,
+                   int64_t n0,
+                   int64_t s0,
+                   int64_t s1,
+                   int64_t b0,
+                   int64_t b1,
+                   int64_t block_floats) const {
+  const int64_t mr = kernels.mr, nr = kernels.nr;
+  const int64_t panel_floats = plan.k.length * mr;
+  const int64_t sliver_floats = plan.k.length * nr;
+  const int64_t extent = std::min(p1 * mr, g.M) - p0 * mr;
+  if (g.symmetric && n0 + s0 * nr >= p0 * mr + extent) return;
+  float* tile_buffer = thread_buffer();
+  float* packed_a = tile_buffer + kTileFloats;
+  for (int64_t block = b0; block < b1; ++block) {
+    pack_a(a.at(p0 * mr, plan.k.begin(block)), extent, plan.k.size(block), packed_a, panel_floats);
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t j = n0 + s * nr;
+      const float* packed_b = shared + (block - b0) * block_floats + s * sliver_floats;
+      // The next sliver comes from L3: fetch a part of it with every tile.
+      const float* next = packed_b + sliver_floats;
+      const int64_t next_floats = s + 1 < s1 ? plan.k.size(block) * nr : 0;
+      for (int64_t p = p0; p < p1; ++p) {
+        const int64_t next_end = (p - p0 + 1) * next_floats / (p1 - p0);
+        for (int64_t at = (p - p0) * next_floats / (p1 - p0); at < next_end; at += kAlign)
+          __builtin_prefetch(next + at, 0, 2);
+        const int64_t i = p * mr;
+        const int64_t rows = std::min(mr, g.M - i);
+        if (g.symmetric && j >= i + rows) continue;
+        tile(i, rows, j, block, packed_a + (p - p0) * panel_floats, packed_b, tile_buffer);
+      }
+    }
+  }
+}
+
 void Run::shared_b() const {
   const int64_t mr = kernels.mr, nr = kernels.nr;
   const int64_t panels = ceil_div(g.M, mr);
-  const int64_t panel_floats = plan.k.length * mr;
   const int64_t sliver_floats = plan.k.length * nr;
-  const int64_t most_panels = ceil_div(kBlockM, mr);
 
   for (int64_t n0 = 0; n0 < g.N; n0 += plan.block_n) {
     const int64_t cols = std::min(plan.block_n, g.N - n0);
@@ -221,7 +272,7 @@ void Run::shared_b() const {
     // Tasks: a few per thread, a multiple of the threads, of at least a few panels each.
     const int64_t wanted = plan.threads == 1 ? 1 : 4 * plan.threads * (g.symmetric ? 4 : 1);
     int64_t row_parts =
-        std::max(ceil_div(panels, most_panels), std::min(wanted, ceil_div(panels, 8)));
+        std::max(ceil_div(panels, ceil_div(kBlockM, mr)), std::min(wanted, ceil_div(panels, 8)));
     row_parts = std::min(round_up(row_parts, plan.threads), panels);
     const int64_t col_parts =
         std::clamp<int64_t>(ceil_div(wanted, row_parts), 1, std::max<int64_t>(1, slivers / 4));
@@ -230,44 +281,18 @@ void Run::shared_b() const {
       const int64_t b1 = std::min(b0 + plan.k_group, plan.k.count);
       // Pack: runs of eight slivers of one K block.
       const int64_t runs = ceil_div(slivers, 8);
-      parallel_parts((b1 - b0) * runs, (b1 - b0) * runs, [&](int64_t begin, int64_t end, int) {
-        for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t block = b0 + unit / runs;
-          const int64_t s = unit % runs * 8;
-          const int64_t extent = std::min(cols - s * nr, 8 * nr);
-          pack_b(b.at(n0 + s * nr, plan.k.begin(block)), extent, plan.k.size(block),
-                 shared + (block - b0) * block_floats + s * sliver_floats, sliver_floats);
-        }
+      each((b1 - b0) * runs, [&](int64_t unit) {
+        const int64_t block = b0 + unit / runs;
+        const int64_t s = unit % runs * 8;
+        pack_b(b.at(n0 + s * nr, plan.k.begin(block)), std::min(cols - s * nr, 8 * nr),
+               plan.k.size(block), shared + (block - b0) * block_floats + s * sliver_floats,
+               sliver_floats);
       });
-      parallel_parts(row_parts * col_parts, row_parts * col_parts,
-                     [&](int64_t begin, int64_t end, int) {
-                       float* tile_buffer = thread_buffer();
-                       float* packed_a = tile_buffer + kTileFloats;
-                       for (int64_t task = begin; task < end; ++task) {
-                         const int64_t part = task / col_parts;
-                         const int64_t p0 = part * panels / row_parts;
-                         const int64_t p1 = (part + 1) * panels / row_parts;
-                         const int64_t s0 = task % col_parts * slivers / col_parts;
-                         const int64_t s1 = (task % col_parts + 1) * slivers / col_parts;
-                         const int64_t extent = std::min(p1 * mr, g.M) - p0 * mr;
-                         if (g.symmetric && n0 + s0 * nr >= p0 * mr + extent) continue;
-                         for (int64_t block = b0; block < b1; ++block) {
-                           pack_a(a.at(p0 * mr, plan.k.begin(block)), extent, plan.k.size(block),
-                                  packed_a, panel_floats);
-                           const float* packed_b = shared + (block - b0) * block_floats;
-                           for (int64_t s = s0; s < s1; ++s) {
-                             const int64_t j = n0 + s * nr;
-                             for (int64_t p = p0; p < p1; ++p) {
-                               const int64_t i = p * mr;
-                               const int64_t rows = std::min(mr, g.M - i);
-                               if (g.symmetric && j >= i + rows) continue;
-                               tile(i, rows, j, block, packed_a + (p - p0) * panel_floats,
-                                    packed_b + s * sliver_floats, tile_buffer);
-                             }
-                           }
-                         }
-                       }
-                     });
+      each(row_parts * col_parts, [&](int64_t task) {
+        const int64_t row = task / col_parts, col = task % col_parts;
+        multiply(row * panels / row_parts, (row + 1) * panels / row_parts, n0,
+                 col * slivers / col_parts, (col + 1) * slivers / col_parts, b0, b1, block_floats);
+      });
     }
   }
 }
@@ -279,32 +304,26 @@ void Run::few_rows() const {
   const int64_t sliver_floats = plan.k.length * nr;
   const int64_t slivers = ceil_div(g.N, nr);
   const int64_t run = kFewRowsBlockN / nr;
-  const int64_t tasks = ceil_div(slivers, run);
 
   for (int64_t b0 = 0; b0 < plan.k.count; b0 += plan.k_group) {
     const int64_t b1 = std::min(b0 + plan.k_group, plan.k.count);
-    parallel_parts(b1 - b0, b1 - b0, [&](int64_t begin, int64_t end, int) {
-      for (int64_t block = b0 + begin; block < b0 + end; ++block)
-        pack_a(a.at(0, plan.k.begin(block)), g.M, plan.k.size(block),
-               shared + (block - b0) * panels * panel_floats, panel_floats);
+    each(b1 - b0, [&](int64_t n) {
+      pack_a(a.at(0, plan.k.begin(b0 + n)), g.M, plan.k.size(b0 + n),
+             shared + n * panels * panel_floats, panel_floats);
     });
-    parallel_parts(tasks, tasks, [&](int64_t begin, int64_t end, int) {
+    each(ceil_div(slivers, run), [&](int64_t task) {
       float* tile_buffer = thread_buffer();
       float* packed_b = tile_buffer + kTileFloats;
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t s0 = task * run;
-        const int64_t s1 = std::min(s0 + run, slivers);
-        for (int64_t block = b0; block < b1; ++block) {
-          pack_b(b.at(s0 * nr, plan.k.begin(block)), std::min(s1 * nr, g.N) - s0 * nr,
-                 plan.k.size(block), packed_b, sliver_floats);
-          for (int64_t s = s0; s < s1; ++s) {
-            for (int64_t p = 0; p < panels; ++p) {
-              const int64_t i = p * mr;
-              tile(i, std::min(mr, g.M - i), s * nr, block,
-                   shared + ((block - b0) * panels + p) * panel_floats,
-                   packed_b + (s - s0) * sliver_floats, tile_buffer);
-            }
-          }
+      const int64_t s0 = task * run;
+      const int64_t s1 = std::min(s0 + run, slivers);
+      for (int64_t block = b0; block < b1; ++block) {
+        pack_b(b.at(s0 * nr, plan.k.begin(block)), std::min(s1 * nr, g.N) - s0 * nr,
+               plan.k.size(block), packed_b, sliver_floats);
+        for (int64_t s = s0; s < s1; ++s) {
+          for (int64_t p = 0; p < panels; ++p)
+            tile(p * mr, std::min(mr, g.M - p * mr), s * nr, block,
+                 shared + ((block - b0) * panels + p) * panel_floats,
+                 packed_b + (s - s0) * sliver_floats, tile_buffer);
         }
       }
     });

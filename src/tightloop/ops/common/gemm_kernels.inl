@@ -76,7 +76,17 @@ TL_INLINE void copy_run(const T* src, float row_scale, const float* col_scale, f
                         _mm256_loadu_ps(col_scale + 8 * i));
     _mm256_storeu_ps(dst + 8 * i, v);
   }
-  constexpr int kDone = kEights * 8;
+  constexpr int kDone = W;
+  if constexpr (W % 8 != 0) {  // six more: four and two
+    __m128 four = load4(src + 8 * kEights), two = load2(src + 8 * kEights + 4);
+    if constexpr (Scaled) {
+      const __m128 row = _mm_set1_ps(row_scale);
+      four = _mm_mul_ps(_mm_mul_ps(four, row), load4(col_scale + 8 * kEights));
+      two = _mm_mul_ps(_mm_mul_ps(two, row), load2(col_scale + 8 * kEights + 4));
+    }
+    _mm_storeu_ps(dst + 8 * kEights, four);
+    _mm_storel_pi(reinterpret_cast<__m64*>(dst + 8 * kEights + 4), two);
+  }
 #else
   constexpr int kDone = 0;
 #endif
@@ -88,6 +98,8 @@ TL_INLINE void copy_run(const T* src, float row_scale, const float* col_scale, f
   }
 }
 
+constexpr int64_t kPackPrefetchRows{8};
+
 /// A stored row is one k: panels are copied from contiguous runs.
 template <int W, typename T, bool Scaled>
 TL_TARGET void pack_k_major(
@@ -97,6 +109,10 @@ TL_TARGET void pack_k_major(
   const int64_t rest = extent - full * W;
   for (int64_t k0 = 0; k0 < kc; k0 += 4) {
     const int64_t k1 = least(k0 + 4, kc);
+    for (int64_t k = k0 + kPackPrefetchRows; k < k1 + kPackPrefetchRows; ++k) {
+      for (int64_t i = 0; i < extent; i += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(src + k * from.ld + i);
+    }
     for (int64_t p = 0; p < full; ++p) {
       for (int64_t k = k0; k < k1; ++k) {
         copy_run<W, T, Scaled>(src + k * from.ld + p * W, Scaled ? from.row_scale[k] : 1.0f,
@@ -172,6 +188,7 @@ TL_TARGET void pack_row_major(
     // it: rows a power of two apart share their cache sets.
     for (; k + 8 <= kc; k += 16) {
       const int steps = k + 16 <= kc ? 2 : 1;
+      for (int64_t i = 0; i < W; ++i) __builtin_prefetch(src + (W + i) * from.ld + k);
       for (int g = 0; g < (W + 7) / 8; ++g) {
         for (int s = 0; s < steps; ++s)
           transpose_group<W, T, Scaled>(from, src, row0, rows, g, k + 8 * s, dst);

@@ -9,6 +9,22 @@ TL_TARGET inline __attribute__((always_inline)) __m256 load8(const bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+TL_TARGET inline __attribute__((always_inline)) __m128 load4(const float* p) {
+  return _mm_loadu_ps(p);
+}
+TL_TARGET inline __attribute__((always_inline)) __m128 load4(const bf16* p) {
+  const __m128i half = _mm_loadu_si64(p);
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+}
+/// Two floats, then zeros.
+TL_TARGET inline __attribute__((always_inline)) __m128 load2(const float* p) {
+  return _mm_castsi128_ps(_mm_loadu_si64(p));
+}
+TL_TARGET inline __attribute__((always_inline)) __m128 load2(const bf16* p) {
+  const __m128i half = _mm_loadu_si32(p);
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+}
+
 /// Lanes i and i + 4, then i + 2, then i + 1.
 TL_TARGET inline __attribute__((always_inline)) float fold8(__m256 v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
