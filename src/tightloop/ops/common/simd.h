@@ -18,9 +18,9 @@
 namespace tightloop {
 
 /// 2^x by splitting off the integer part and a degree-6 polynomial on [-1/2, 1/2] (Taylor of
-/// exp(r ln 2)): relative error below 1e-7. Flushes to 0 below -126, saturates above 127.
+/// exp(r ln 2)): relative error below 1e-7. 0 below -126.5, saturates above 127, NaN stays NaN.
 TL_INLINE float exp2_approx(float x) {
-  x = x < -126.5f ? -126.5f : x;
+  x = x < -127.0f ? -127.0f : x;
   x = x > 127.49f ? 127.49f : x;
   // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits.
   const float shifted = x + 12582912.0f;
@@ -33,8 +33,7 @@ TL_INLINE float exp2_approx(float x) {
   p = p * r + 2.4022651e-1f;
   p = p * r + 6.9314718e-1f;
   p = p * r + 1.0f;
-  const float scale = __builtin_bit_cast(float, (n + 127) << 23);
-  return x <= -126.0f ? 0.0f : p * scale;  // false for NaN, which passes through
+  return p * __builtin_bit_cast(float, (n + 127) << 23);  // n = -127 gives the bits of 0
 }
 
 /// e^x, relative error below 3e-7 for |x| < 20, growing with |x| as the float32 product x·log2(e)
