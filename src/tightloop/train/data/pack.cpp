@@ -53,7 +53,14 @@ DataCursor data_cursor_from_json(const nlohmann::json& json) {
   return out;
 }
 
-RowPacker::RowPacker(DocumentOptions options, int64_t T) : stream_(std::move(options)), T_(T) {
+std::string_view name_of(Packing packing) {
+  return packing == Packing::best_fit ? "best-fit" : "in-order";
+}
+
+RowPacker::RowPacker(DocumentOptions options, int64_t T, std::optional<Packing> packing)
+    : stream_(std::move(options)),
+      T_(T),
+      packing_(packing.value_or(stream_.has_floor() ? Packing::in_order : Packing::best_fit)) {
   if (T < 1) fail(ErrorKind::usage, "the sequence length is {}, expected at least 1", T);
   if (stream_.total_tokens() < T + 1)
     throw Error(
@@ -61,8 +68,29 @@ RowPacker::RowPacker(DocumentOptions options, int64_t T) : stream_(std::move(opt
         fmt::format("{}: the data set has {} tokens, one row of sequence length {} needs {}",
                     stream_.options().shards[0], stream_.total_tokens(), T, T + 1))
         .with_hint("use a shorter --max-seq-len or more data");
-  identity_ = fmt::format("best-fit-{}-{}", T, stream_.identity());
-  buffer_.reserve(static_cast<size_t>(kBufferDocuments + kRefillDocuments));
+  identity_ = fmt::format("{}-{}-{}", name_of(packing_), T, stream_.identity());
+  if (packing_ == Packing::best_fit)
+    buffer_.reserve(static_cast<size_t>(kBufferDocuments + kRefillDocuments));
+}
+
+DocumentRef RowPacker::take(int64_t room) {
+  if (packing_ == Packing::in_order) return stream_.next();
+  while (std::ssize(buffer_) < kBufferDocuments)
+    for (int64_t i = 0; i < kRefillDocuments; ++i) buffer_.push_back(stream_.next());
+  size_t longest = buffer_.size(), shortest = 0;
+  int64_t longest_length = 0;
+  for (size_t i = 0; i < buffer_.size(); ++i) {
+    const int64_t length = buffer_[i].length;
+    if (length <= room && length > longest_length) {
+      longest = i;
+      longest_length = length;
+    }
+    if (length < buffer_[shortest].length) shortest = i;
+  }
+  const size_t taken = longest < buffer_.size() ? longest : shortest;
+  const DocumentRef document = buffer_[taken];
+  buffer_.erase(buffer_.begin() + static_cast<std::ptrdiff_t>(taken));
+  return document;
 }
 
 void RowPacker::place(const DocumentRef& document,
@@ -84,27 +112,11 @@ void RowPacker::next(const RowView& row, std::vector<int32_t>& starts) {
   TL_CHECK(std::ssize(row.tokens) == capacity);
   TL_CHECK(!has_floor() ||
            (std::ssize(row.floor) == capacity && std::ssize(row.skill) == capacity));
-  int64_t at = 0;
-  while (at < capacity) {
-    while (std::ssize(buffer_) < kBufferDocuments)
-      for (int64_t i = 0; i < kRefillDocuments; ++i) buffer_.push_back(stream_.next());
-    const int64_t room = capacity - at;
-    size_t longest = buffer_.size(), shortest = 0;
-    int64_t longest_length = 0;
-    for (size_t i = 0; i < buffer_.size(); ++i) {
-      const int64_t length = buffer_[i].length;
-      if (length <= room && length > longest_length) {
-        longest = i;
-        longest_length = length;
-      }
-      if (length < buffer_[shortest].length) shortest = i;
-    }
-    const size_t taken = longest < buffer_.size() ? longest : shortest;
-    const DocumentRef document = buffer_[taken];
-    const int64_t length = std::min<int64_t>(document.length, room);
+  for (int64_t at = 0; at < capacity;) {
+    const DocumentRef document = take(capacity - at);
+    const int64_t length = std::min<int64_t>(document.length, capacity - at);
     place(document, length, row, at);
     starts.push_back(static_cast<int32_t>(at));
-    buffer_.erase(buffer_.begin() + static_cast<std::ptrdiff_t>(taken));
     at += length;
     placed_tokens_ += length;
     cropped_tokens_ += document.length - length;
@@ -121,13 +133,16 @@ void RowPacker::save(DataCursor& out) const {
 
 void RowPacker::restore(const DataCursor& cursor) {
   if (cursor.identity != identity_)
-    throw Error(ErrorKind::data,
-                "the data cursor belongs to other shards, another data seed or sequence length")
+    throw Error(
+        ErrorKind::data,
+        "the data cursor belongs to other shards, another data seed, sequence length or packing")
         .with_hint("resume with the --data, --data-seed and --max-seq-len of the first run");
   if (cursor.rows < 0) fail(ErrorKind::data, "data cursor: rows is {}", cursor.rows);
-  if (std::ssize(cursor.buffer) > kBufferDocuments + kRefillDocuments)
+  const int64_t most =
+      packing_ == Packing::best_fit ? kBufferDocuments + kRefillDocuments : int64_t{0};
+  if (std::ssize(cursor.buffer) > most)
     fail(ErrorKind::data, "data cursor: the buffer has {} documents, expected at most {}",
-         cursor.buffer.size(), kBufferDocuments + kRefillDocuments);
+         cursor.buffer.size(), most);
   for (const DocumentRef& ref : cursor.buffer) stream_.check(ref);
   stream_.seek(cursor.position);
   rows_ = cursor.rows;

@@ -32,23 +32,35 @@ struct RowView {
   std::span<uint8_t> skill;
 };
 
-/// Cuts a document stream into rows of T + 1 tokens that start with BOS and have no padding: BOS-
-/// aligned best-fit packing as nanochat does it. For each placement:
-///   1. while the buffer holds fewer than 1,000 documents, read 128 more;
-///   2. of the documents that fit into the rest of the row take the longest (the first on ties);
-///   3. if none fits, take the shortest (the first on ties), fill the row with its beginning and
-///      drop the rest.
-/// The rows depend on the documents and on T only. A resumed packer makes the same rows, bit for
-/// bit. Not thread-safe.
+/// How documents become rows of T + 1 tokens. Rows start with BOS and have no padding.
+enum class Packing {
+  /// nanochat's: for each placement, while the buffer holds fewer than 1,000 documents, read 128
+  /// more; of those that fit into the rest of the row take the longest (the first on ties); if none
+  /// fits, fill the row with the beginning of the shortest (the first on ties), drop the rest of
+  /// it.
+  /// Little is cropped, but documents are chosen by length: where one begins tells how it will end.
+  best_fit,
+  /// Documents as they come; the rest of one that does not fit is dropped. What a row says so far
+  /// tells nothing about the next document, so a floor known for documents holds for rows.
+  in_order,
+};
+
+/// "best-fit", "in-order".
+std::string_view name_of(Packing packing);
+
+/// Cuts a document stream into rows. The rows depend on the documents, T and the packing only. A
+/// resumed packer makes the same rows, bit for bit. Not thread-safe.
 class RowPacker {
  public:
   static constexpr int64_t kBufferDocuments{1000};
   static constexpr int64_t kRefillDocuments{128};
 
-  /// Error{usage} when T < 1, Error{data} when the shards together hold fewer than T + 1 tokens.
-  RowPacker(DocumentOptions options, int64_t T);
+  /// `packing` absent: in_order for data with a floor, best_fit otherwise. Error{usage} when T < 1,
+  /// Error{data} when the shards together hold fewer than T + 1 tokens.
+  RowPacker(DocumentOptions options, int64_t T, std::optional<Packing> packing = std::nullopt);
 
   int64_t T() const { return T_; }
+  Packing packing() const { return packing_; }
   bool has_floor() const { return stream_.has_floor(); }
   const DocumentStream& documents() const { return stream_; }
 
@@ -57,7 +69,7 @@ class RowPacker {
 
   /// Copies the state into `out`, whose memory is reused.
   void save(DataCursor& out) const;
-  /// Error{data} when the cursor belongs to other data, another order or another T.
+  /// Error{data} when the cursor belongs to other data, another order, T or packing.
   void restore(const DataCursor& cursor);
 
   /// Back to the first row: for a validation set that every evaluation reads from its start.
@@ -68,10 +80,12 @@ class RowPacker {
   int64_t cropped_tokens() const { return cropped_tokens_; }
 
  private:
-  void place(const DocumentRef& document, int64_t room, const RowView& row, int64_t at) const;
+  DocumentRef take(int64_t room);
+  void place(const DocumentRef& document, int64_t length, const RowView& row, int64_t at) const;
 
   DocumentStream stream_;
   int64_t T_;
+  Packing packing_;
   std::string identity_;
   int64_t rows_ = 0;
   std::vector<DocumentRef> buffer_;

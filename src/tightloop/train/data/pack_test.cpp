@@ -153,14 +153,43 @@ TEST(RowPacker, MatchesThePlainRule) {
   }
 }
 
+TEST(RowPacker, InOrderTakesDocumentsAsTheyCome) {
+  const Folder folder("in_order");
+  const std::vector<Tokens> documents = make_documents(500, 90, 12);
+  write_shard(folder / "a.bin", joined(documents));
+  write_shard(folder / "b.bin", joined(documents), true);
+  RowPacker packer(options_for({folder / "a.bin"}), 50, Packing::in_order);
+  size_t at = 0;
+  for (int r = 0; r < 600; ++r) {
+    Row expected;
+    while (expected.tokens.size() < 51) {
+      const Tokens& doc = documents[at++ % documents.size()];
+      expected.starts.push_back(static_cast<int32_t>(expected.tokens.size()));
+      const size_t n = std::min(doc.size(), 51 - expected.tokens.size());
+      expected.tokens.insert(expected.tokens.end(), doc.begin(),
+                             doc.begin() + static_cast<std::ptrdiff_t>(n));
+    }
+    ASSERT_EQ(next_row(packer), expected);
+  }
+  EXPECT_EQ(RowPacker(options_for({folder / "a.bin"}), 50).packing(), Packing::best_fit);
+  EXPECT_EQ(RowPacker(options_for({folder / "b.bin"}), 50).packing(), Packing::in_order);
+  DataCursor cursor;
+  packer.save(cursor);
+  EXPECT_TRUE(cursor.buffer.empty());
+  EXPECT_THROW(RowPacker(options_for({folder / "a.bin"}), 50).restore(cursor), Error);
+  cursor.buffer.push_back({.shard = 0, .length = 1, .begin = 0});
+  EXPECT_THROW(packer.restore(cursor), Error);
+}
+
 TEST(RowPacker, ResumesAtEveryRow) {
   const Folder folder("resume");
-  write_shard(folder / "a.bin", joined(make_documents(300, 100, 3)), true);
-  write_shard(folder / "b.bin", joined(make_documents(500, 100, 4)), true);
-  for (const bool shuffled : {false, true}) {
+  write_shard(folder / "a.bin", joined(make_documents(150, 100, 3)), true);
+  write_shard(folder / "b.bin", joined(make_documents(200, 100, 4)), true);
+  for (const int arm : {0, 1, 2, 3}) {
     DocumentOptions options = options_for({folder / "a.bin", folder / "b.bin"});
-    if (shuffled) options.data_seed = 11;
-    RowPacker packer(options, 64);
+    if (arm % 2 == 1) options.data_seed = 11;
+    const Packing packing = arm < 2 ? Packing::best_fit : Packing::in_order;
+    RowPacker packer(options, 64, packing);
     std::vector<Row> rows;
     std::vector<DataCursor> cursors;
     for (int r = 0; r < 400; ++r) {
@@ -168,7 +197,7 @@ TEST(RowPacker, ResumesAtEveryRow) {
       rows.push_back(next_row(packer));
     }
     EXPECT_GT(packer.documents().position().epoch, 0);
-    RowPacker other(options, 64);
+    RowPacker other(options, 64, packing);
     for (size_t r = 0; r < rows.size(); ++r) {
       // Through the text form, as a checkpoint does.
       other.restore(data_cursor_from_json(nlohmann::json::parse(to_json(cursors[r]).dump())));
@@ -177,7 +206,7 @@ TEST(RowPacker, ResumesAtEveryRow) {
       ASSERT_EQ(again, cursors[r]);
       for (size_t k = r; k < std::min(rows.size(), r + 3); ++k) ASSERT_EQ(next_row(other), rows[k]);
     }
-    RowPacker fresh(options, 64);
+    RowPacker fresh(options, 64, packing);
     fresh.restore(cursors[200]);
     for (size_t r = 200; r < rows.size(); ++r) ASSERT_EQ(next_row(fresh), rows[r]);
     fresh.restart();

@@ -1,5 +1,6 @@
 #include "tightloop/train/data/synth.h"
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
@@ -101,6 +102,59 @@ TEST_F(SynthTest, WritesWhatTheCorpusSays) {
       }
     }
   }
+}
+
+// Σ (−log p − entropy) over the branch tokens of packed rows, in standard errors: near 0 when a row
+// tells nothing about the documents to come.
+double branch_bias(const std::vector<std::string>& shards,
+                   const StoryCorpus& corpus,
+                   Packing packing) {
+  RowPacker packer(
+      {.shards = shards, .bos = corpus.bos(), .vocab_size = corpus.vocab_size(), .data_seed = {}},
+      128, packing);
+  Batch batch;
+  double sum = 0, squares = 0;
+  for (int step = 0; step < 40; ++step) {
+    fill_batch(packer, 50, batch);
+    for (size_t i = 0; i < batch.document_starts.size(); ++i) {
+      auto t = static_cast<size_t>(batch.document_starts[i]);
+      const size_t end = (t / 128 + 1) * 128;
+      corpus.walk([&](const WordChoices& choices, Skill skill) {
+        if (t == end) return -1;
+        const int32_t token = batch.tokens[t++];
+        int place = -1;
+        double entropy = 0, own = 0;
+        for (int j = 0; j < static_cast<int>(choices.words.size()); ++j) {
+          if (!choices.allows(j)) continue;
+          const double p = static_cast<double>(choices.weights[static_cast<size_t>(j)]) /
+                           static_cast<double>(choices.total);
+          entropy -= p * std::log(p);
+          if (choices.words[static_cast<size_t>(j)] != token) continue;
+          place = j;
+          own = -std::log(p);
+        }
+        EXPECT_GE(place, 0);
+        if (skill == Skill::branch) {
+          sum += own - entropy;
+          squares += (own - entropy) * (own - entropy);
+        }
+        return place;
+      });
+    }
+  }
+  return sum / std::sqrt(squares);
+}
+
+TEST_F(SynthTest, InOrderPackingKeepsTheFloorExact) {
+  SynthOptions o = options("a");
+  o.train_tokens = 400000;
+  o.shard_tokens = 1000000;
+  make_corpus(o);
+  const DatasetShards shards = find_shards(o.folder);
+  const StoryCorpus corpus(StorySettings::small());
+  EXPECT_LT(std::abs(branch_bias(shards.train, corpus, Packing::in_order)), 4);
+  // Best fit chooses stories by length: whether one goes on can be told from where it begins.
+  EXPECT_GT(std::abs(branch_bias(shards.train, corpus, Packing::best_fit)), 6);
 }
 
 TEST_F(SynthTest, SameBytesOnAnyThreadCount) {
