@@ -8,7 +8,7 @@ namespace tightloop {
 namespace {
 
 constexpr int64_t kGrain = 16384;
-constexpr int64_t kChunk = 4096;  // elements whose sums and products are done while in L1/L2
+constexpr int64_t kChunk = 1024;  // elements that stay in L1 while they are summed and scaled
 
 TL_CLONES void add_scaled(const float* x, const float* z, float* y, int64_t n, float fa, float fb) {
   for (int64_t i = 0; i < n; ++i) y[i] = fa * x[i] + fb * z[i];
