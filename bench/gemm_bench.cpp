@@ -101,6 +101,7 @@ struct Case {
   GemmForm form;
   int64_t M, N, K;
   DType b_dtype = DType::f32;
+  bool symmetric = false;  // counted as the full product
 };
 
 const char* name_of(GemmForm form) {
@@ -132,14 +133,17 @@ Result run_case(const Case& s, Pool& pool, std::vector<float>& c, int samples) {
   g.b.ld = s.form == GemmForm::nt ? s.K : s.N;
   g.b.dtype = s.b_dtype;
   g.c.ld = s.N;
+  g.symmetric = s.symmetric;
   g.c.data = c.data();
   std::vector<std::byte> scratch(gemm_scratch_bytes(g));
   int64_t turn = 0;
   const auto ours = [&] {
     const int64_t at = (turn++ % copies) * (a_elems + b_elems);
     g.a.data = pool.f32.data() + at;
-    g.b.data = s.b_dtype == DType::bf16 ? static_cast<const void*>(pool.half.data() + at + a_elems)
-                                        : static_cast<const void*>(pool.f32.data() + at + a_elems);
+    g.b.data = s.symmetric ? g.a.data
+               : s.b_dtype == DType::bf16
+                   ? static_cast<const void*>(pool.half.data() + at + a_elems)
+                   : static_cast<const void*>(pool.f32.data() + at + a_elems);
     gemm(g, scratch);
   };
   const auto peer = [&] {
@@ -223,6 +227,12 @@ std::vector<Case> cases(const std::string& set) {
         out.push_back({GemmForm::nt, M, 3072, 1024, dtype});
     }
   }
+  if (set == "symmetric" || set == "all") {
+    for (int64_t m : {128, 256, 512, 768}) {
+      for (int64_t k : {m, 4 * m})
+        for (bool half : {false, true}) out.push_back({GemmForm::nt, m, m, k, DType::f32, half});
+    }
+  }
   if (set == "bf16" || set == "all") {
     out.push_back({GemmForm::nt, 1024, 3072, 768, DType::bf16});
     out.push_back({GemmForm::nn, 1024, 768, 3072, DType::bf16});
@@ -247,7 +257,7 @@ int main_of(int argc, char** argv) {
       threads = {std::atoi(argv[++i])};
     else {
       fmt::print(stderr,
-                 "usage: gemm_bench [--set table|quick|few|narrow|decode|bf16|all] "
+                 "usage: gemm_bench [--set table|quick|few|narrow|decode|symmetric|bf16|all] "
                  "[--threads n] [--samples n] [--json]\n");
       return 2;
     }

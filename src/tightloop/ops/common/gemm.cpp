@@ -11,10 +11,9 @@ namespace tightloop {
 namespace gemm_detail {
 namespace {
 
-// Blocking, all in floats of packed data. A task keeps one packed block of A (kBlockM x kBlockK,
+// Blocking, all in floats of packed data. A task keeps one packed block of A (block_m x kBlockK,
 // 192 KiB) in its L2 and one sliver of B (kBlockK x nr, 16 KiB) in its L1; the packed B is shared
 // by all threads and stays in L3.
-constexpr int64_t kBlockM{192};
 constexpr int64_t kSharedB{3 << 20};
 // Up to this many rows B is packed by the task that uses it, at once, and A is packed before.
 constexpr int64_t kFewRows{64};
@@ -90,7 +89,7 @@ Plan make_plan(const Kernels& kernels, const Gemm& g, int threads) {
     p.block_n = std::min(round_up(ceil_div(g.N, chunks), nr), round_up(g.N, nr));
     p.k_group = std::clamp<int64_t>(kSharedB / (p.block_n * p.k.length), 1, p.k.count);
     p.shared_floats = round_up(p.k_group * p.k.length * p.block_n, kAlign);
-    p.thread_floats = round_up(p.k.length * round_up(kBlockM, mr), kAlign) + kTileFloats;
+    p.thread_floats = round_up(p.k.length * round_up(kernels.block_m, mr), kAlign) + kTileFloats;
   }
   if (g.c.dtype == DType::bf16 && p.k.count > 1) p.partial_floats = round_up(g.M * g.N, kAlign);
   return p;
@@ -271,8 +270,8 @@ void Run::shared_b() const {
     const int64_t block_floats = slivers * sliver_floats;
     // Tasks: a few per thread, a multiple of the threads, of at least a few panels each.
     const int64_t wanted = plan.threads == 1 ? 1 : 4 * plan.threads * (g.symmetric ? 4 : 1);
-    int64_t row_parts =
-        std::max(ceil_div(panels, ceil_div(kBlockM, mr)), std::min(wanted, ceil_div(panels, 8)));
+    int64_t row_parts = std::max(ceil_div(panels, ceil_div(kernels.block_m, mr)),
+                                 std::min(wanted, ceil_div(panels, 8)));
     row_parts = std::min(round_up(row_parts, plan.threads), panels);
     const int64_t col_parts =
         std::clamp<int64_t>(ceil_div(wanted, row_parts), 1, std::max<int64_t>(1, slivers / 4));

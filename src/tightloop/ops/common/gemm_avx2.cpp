@@ -12,6 +12,7 @@ using V = __m256;
 constexpr int kLanes{8};
 constexpr int kMr{6};
 constexpr int kNr{16};
+constexpr int64_t kBlockM{192};
 
 #include "tightloop/ops/common/gemm_x86.inl"
 

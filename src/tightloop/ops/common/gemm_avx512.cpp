@@ -17,6 +17,7 @@ using V = __m512;
 constexpr int kLanes{16};
 constexpr int kMr{14};
 constexpr int kNr{32};
+constexpr int64_t kBlockM{336};
 
 #include "tightloop/ops/common/gemm_x86.inl"
 

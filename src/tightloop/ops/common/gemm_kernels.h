@@ -55,6 +55,7 @@ using FinishFn = void (*)(const float* tile, int64_t rows, int64_t cols, const T
 struct Kernels {
   const char* name;
   int mr, nr;
+  int64_t block_m;                // rows of A packed at a time: with kBlockK, under half of L2
   MicroKernel micro[kMaxMr + 1];  // by number of rows
   /// [dtype: f32, bf16][scaled]; `k_major`: a stored row is one k, else a stored row is one i.
   PackFn pack_a_k_major[2][2], pack_a_row_major[2][2];

@@ -1,6 +1,6 @@
 // The kernels of one instruction set. Included inside an anonymous namespace by one .cpp file per
 // set, which has defined TL_TARGET (the function attribute that enables it), the vector type V with
-// kLanes floats, kMr x kNr (the register tile), and the wrappers load, store, set1, fma, fold.
+// kLanes floats, kMr x kNr (the register tile), kBlockM, and the wrappers load, store, set1, fma, fold.
 // Functions of the standard library stay out: a copy compiled for the wrong processor could win at
 // link time.
 
@@ -369,6 +369,7 @@ constexpr Kernels table(const char* name) {
       .name = name,
       .mr = kMr,
       .nr = kNr,
+      .block_m = kBlockM,
       .micro = {nullptr, micro_or_null<1>(), micro_or_null<2>(), micro_or_null<3>(),
                 micro_or_null<4>(), micro_or_null<5>(), micro_or_null<6>(), micro_or_null<7>(),
                 micro_or_null<8>(), micro_or_null<9>(), micro_or_null<10>(), micro_or_null<11>(),

@@ -12,6 +12,7 @@ using V = float32x4_t;
 constexpr int kLanes{4};
 constexpr int kMr{8};
 constexpr int kNr{12};
+constexpr int64_t kBlockM{192};
 
 inline V load(const float* p) {
   return vld1q_f32(p);

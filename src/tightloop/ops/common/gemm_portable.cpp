@@ -11,6 +11,7 @@ typedef float V __attribute__((vector_size(16)));
 constexpr int kLanes{4};
 constexpr int kMr{6};
 constexpr int kNr{8};
+constexpr int64_t kBlockM{96};
 
 inline V load(const float* p) {
   V v;
