@@ -97,6 +97,7 @@ void bind_config(CLI::App& app, Options& options, ConfigSources& sources) {
            },
            help)
         ->type_name(spec.unit.empty() ? "VALUE" : spec.unit)
+        ->take_last()
         ->group(spec.group);
   }
   app.allow_extras();

@@ -56,6 +56,14 @@ void talk(std::string_view text);
 // The subcommands. Each adds itself to `app` and returns what runs it.
 using Runner = std::function<int()>;
 void add_train(CLI::App& app, Runner& runner);
+void add_eval(CLI::App& app, Runner& runner);
+void add_generate(CLI::App& app, Runner& runner);
+void add_explain(CLI::App& app, Runner& runner);
 void add_check(CLI::App& app, Runner& runner);
+void add_data(CLI::App& app, Runner& runner);
+void add_tokenizer(CLI::App& app, Runner& runner);
+void add_bench(CLI::App& app, Runner& runner);
+void add_doctor(CLI::App& app, Runner& runner);
+void add_config(CLI::App& app, Runner& runner);
 
 }  // namespace tightloop::cli

@@ -68,7 +68,15 @@ int main(int argc, char** argv) {
       "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint.");
   cli::Runner run;
   cli::add_train(app, run);
+  cli::add_eval(app, run);
+  cli::add_generate(app, run);
+  cli::add_explain(app, run);
   cli::add_check(app, run);
+  cli::add_data(app, run);
+  cli::add_tokenizer(app, run);
+  cli::add_bench(app, run);
+  cli::add_doctor(app, run);
+  cli::add_config(app, run);
 
   if (argc == 1) {
     cli::out(kWelcome);

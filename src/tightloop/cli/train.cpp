@@ -95,12 +95,13 @@ class TrainView : public TrainObserver {
       if (e.record.floor) line["floor"] = *e.record.floor;
       out(line.dump() + "\n");
     }
-    say(fmt::format("eval  {:>6}  val loss {:.4f} nats  bpb {:.4f}{}\n", e.record.step,
-                    e.record.val_loss, e.record.val_bpb,
-                    e.record.floor
-                        ? fmt::format("  floor {:.4f}  excess {:.4f} ± {:.4f}", *e.record.floor,
-                                      e.record.val_loss - *e.record.floor, e.excess_error)
-                        : ""));
+    say(fmt::format(
+        "eval  {:>6}  val loss {:.4f} nats  bpb {:.4f}{}\n", e.record.step, e.record.val_loss,
+        e.record.val_bpb,
+        e.record.floor
+            ? fmt::format("  floor {:.4f}  excess {:.4f} ± {:.4f}", *e.record.floor,
+                          e.record.val_loss - *e.record.floor, e.evaluation.excess_error())
+            : ""));
   }
 
   void on_sample(int64_t step, const std::string& prompt, const std::string& text) override {
@@ -161,18 +162,19 @@ class TrainView : public TrainObserver {
     say("what is learned, by skill (nats per token on the validation set):\n");
     say("  skill    share    loss   floor  excess\n");
     double total = 0.0;
-    for (double n : e.skill_tokens) total += n;
-    for (size_t i = 0; i < e.skill_tokens.size(); ++i) {
-      const double n = e.skill_tokens[i];
+    for (double n : e.evaluation.skill_tokens) total += n;
+    for (size_t i = 0; i < e.evaluation.skill_tokens.size(); ++i) {
+      const double n = e.evaluation.skill_tokens[i];
       if (n == 0.0) continue;
       say(fmt::format("  {:<7} {:5.1f}%  {:6.3f}  {:6.3f}  {:6.3f}  {}\n", kSkillNames[i],
-                      100.0 * n / total, e.skill_loss[i] / n, e.skill_floor[i] / n,
-                      (e.skill_loss[i] - e.skill_floor[i]) / n, kMeaning[i]));
+                      100.0 * n / total, e.evaluation.skill_loss[i] / n,
+                      e.evaluation.skill_floor[i] / n,
+                      (e.evaluation.skill_loss[i] - e.evaluation.skill_floor[i]) / n, kMeaning[i]));
     }
     const EvalRecord& r = e.record;
     say(fmt::format("  all     100.0%  {:6.3f}  {:6.3f}  {:6.3f} ± {:.3f}\n\n", r.val_loss,
-                    *r.floor, r.val_loss - *r.floor, e.excess_error));
-    if (r.val_loss + 4.0 * e.excess_error < *r.floor)
+                    *r.floor, r.val_loss - *r.floor, e.evaluation.excess_error()));
+    if (r.val_loss + 4.0 * e.evaluation.excess_error() < *r.floor)
       say("warning: the loss is below what is possible: validation data must have leaked\n\n");
   }
 

@@ -24,7 +24,9 @@ std::string step_slot(std::string_view what, int64_t count) {
 }  // namespace
 
 Decoder::Decoder(const NanochatConfig& config, DType dtype, int64_t positions)
-    : config_(config), positions_(positions), table_(std::make_shared<SlotTable>()) {
+    : config_(config),
+      positions_(std::max(positions, kChunk)),
+      table_(std::make_shared<SlotTable>()) {
   if (dtype != DType::f32 && dtype != DType::bf16)
     fail(ErrorKind::usage, "weights can be f32 or bf16, not {}", name_of(dtype));
   declare_nanochat(*table_, config_, dtype, positions_);

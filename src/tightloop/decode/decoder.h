@@ -20,7 +20,8 @@ class Decoder {
  public:
   static constexpr int64_t kChunk = 32;  // tokens of a prompt chunk
 
-  /// Weights are stored as `dtype` (f32 or bf16). `positions`: how many tokens fit in the cache.
+  /// Weights are stored as `dtype` (f32 or bf16). `positions`: how many tokens fit in the cache (at
+  /// least kChunk).
   Decoder(const NanochatConfig& config, DType dtype, int64_t positions);
 
   const NanochatConfig& config() const { return config_; }

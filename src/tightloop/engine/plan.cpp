@@ -120,7 +120,7 @@ Plan make_plan(const Program& program, Device device) {
   int64_t live = 0;
   for (size_t i = 0; i < ops.size(); ++i) {
     const OpEntry& entry = op_entry(ops[i].def->name);
-    const int64_t scratch = entry.scratch == nullptr || device == Device::ref
+    const int64_t scratch = entry.scratch == nullptr
                                 ? 0
                                 : align_up(entry.scratch(program.types_of(ops[i]), ops[i].attrs));
     plan.scratch_bytes = std::max(plan.scratch_bytes, scratch);

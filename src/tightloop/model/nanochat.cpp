@@ -163,7 +163,9 @@ void declare_nanochat(SlotTable& slots,
                       DType dtype,
                       int64_t positions) {
   for (const NanochatParameter& p : nanochat_parameters(config)) {
-    const DType stored = p.shape.rank() == 2 ? dtype : DType::f32;
+    // The gates are a few hundred numbers: always f32.
+    const bool large = p.shape.rank() == 2 && !p.name.ends_with("gate.weight");
+    const DType stored = large ? dtype : DType::f32;
     slots.add({p.name, {stored, p.shape}, SlotRole::parameter});
   }
   slots.add({"rope_table", {DType::f32, {positions, config.head_dim()}}, SlotRole::constant});

@@ -14,7 +14,7 @@ namespace tightloop {
 /// What the Programs of a run are built from.
 struct TrainProgramsSpec {
   NanochatConfig model;
-  int64_t batch = 1;  // sequences of a micro-step
+  int64_t batch = 1;   // sequences of a micro-step
   int64_t tokens = 0;  // of a sequence; 0: model.sequence_len
   std::vector<std::string> rewrites;
   RewriteOptions rewrite_options;

@@ -52,11 +52,6 @@ std::string home_folder() {
   return ".cache/tightloop";
 }
 
-void fill_input(const TensorView& slot, std::span<const int32_t> values) {
-  TL_CHECK(slot.elems() == static_cast<int64_t>(values.size()));
-  std::memcpy(slot.data, values.data(), values.size() * sizeof(int32_t));
-}
-
 double mib(int64_t bytes) {
   return static_cast<double>(bytes) / 0x1p20;
 }
@@ -228,6 +223,12 @@ struct Trainer::Impl {
         (recipe == Recipe::nanochat_2026_07 ? 80 : 40) * int64_t{524288});
     int64_t available = 0;
     for (const std::string& path : val_documents.shards) available += TokenShard(path).count();
+    if (available <= config.max_seq_len)
+      throw Error(
+          ErrorKind::data,
+          fmt::format("the validation data has {} tokens; one row of sequence length {} needs {}",
+                      available, config.max_seq_len, config.max_seq_len + 1))
+          .with_hint("use more validation text, or a shorter --max-seq-len");
     plan.eval_batches = std::max<int64_t>(1, wanted / micro_tokens);
     const int64_t most = std::max<int64_t>(1, available / micro_tokens);
     if (plan.eval_batches > most) {
@@ -302,7 +303,7 @@ struct Trainer::Impl {
     json["data"] = to_json(cursor);
     json["tokenizer"] = tokenizer->content_hash();
     json["kernels"] = kernels();
-    json["run"] = folder ? folder->path() : "";
+    json["data_path"] = plan.data;
     json["options"] = resolved_options;
     return json;
   }
@@ -419,7 +420,7 @@ struct Trainer::Impl {
                      set_element(slot, static_cast<int64_t>(i), values[i]);
                  });
     optimizer->run();
-    batch_cursor(batch);
+    cursor = batch.cursor;
 
     StepRecord record;
     record.step = step;
@@ -437,51 +438,19 @@ struct Trainer::Impl {
     return record;
   }
 
-  void batch_cursor(const Batch& batch) { cursor = batch.cursor; }
-
-  EvalReport evaluate(int64_t step) {
-    RowPacker packer(val_documents, config.max_seq_len);
+  EvalReport evaluate_now(int64_t step) {
     EvalReport report;
-    double nats = 0.0, counted_nats = 0.0, floor = 0.0, excess_squares = 0.0;
-    int64_t bytes = 0, count = 0;
-    const ConstTensorView losses = slots->view(kEvalLossSlot);
-    for (int64_t i = 0; i < plan.eval_batches; ++i) {
-      fill_batch(packer, config.device_batch_size, val_batch);
-      fill_input(slots->view(kTokensSlot), val_batch.tokens);
-      fill_input(slots->view(kTargetsSlot), val_batch.targets);
-      evaluation->run();
-      for (size_t t = 0; t < val_batch.targets.size(); ++t) {
-        const double loss = get_element(losses, static_cast<int64_t>(t));
-        const int32_t length = byte_lengths[static_cast<size_t>(val_batch.targets[t])];
-        nats += loss;
-        ++count;
-        if (length > 0) counted_nats += loss;
-        bytes += length;
-        if (val_batch.floor.empty()) continue;
-        const double lowest = static_cast<double>(val_batch.floor[t]);
-        const size_t skill = val_batch.skill[t];
-        floor += lowest;
-        excess_squares += (loss - lowest) * (loss - lowest);
-        if (skill < report.skill_tokens.size()) {
-          report.skill_tokens[skill] += 1.0;
-          report.skill_loss[skill] += loss;
-          report.skill_floor[skill] += lowest;
-        }
-      }
-    }
-    const double n = static_cast<double>(count);
-    EvalRecord& r = report.record;
-    r.step = step;
-    r.tokens = step * plan.transfer.batch;
-    r.clock_sec = train_clock();
-    r.val_loss = nats / n;
-    r.val_bpb = counted_nats / (std::log(2.0) * static_cast<double>(bytes));
-    if (!val_batch.floor.empty()) {
-      r.floor = floor / n;
-      const double mean = (nats - floor) / n;
-      report.excess_error = std::sqrt(std::max(0.0, excess_squares / n - mean * mean) / n);
-    }
+    report.evaluation =
+        evaluate(*evaluation, *slots, val_documents, plan.eval_batches, byte_lengths, val_batch);
     report.steps = plan.transfer.steps;
+    report.record = {.step = step,
+                     .tokens = step * plan.transfer.batch,
+                     .clock_sec = train_clock(),
+                     .val_bpb = report.evaluation.bits_per_byte(),
+                     .val_loss = report.evaluation.loss(),
+                     .floor = report.evaluation.has_floor
+                                  ? std::optional<double>(report.evaluation.floor())
+                                  : std::nullopt};
     return report;
   }
 
@@ -668,7 +637,7 @@ struct Trainer::Impl {
       const bool last = step == N, resumed_here = step == first_step && step > 0;
       result.steps_done = step;
       if (config.eval_every > 0 && (last || due(config.eval_every, step)) && !resumed_here) {
-        EvalReport report = evaluate(step);
+        EvalReport report = evaluate_now(step);
         const double bpb = report.record.val_bpb;
         min_val_bpb = std::min(min_val_bpb.value_or(bpb), bpb);
         folder->add_eval(report.record);

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -10,9 +9,9 @@
 
 #include "tightloop/optim/schedule.h"
 #include "tightloop/optim/transfer.h"
-#include "tightloop/text/synthetic.h"
 #include "tightloop/text/tokenizer.h"
 #include "tightloop/train/config.h"
+#include "tightloop/train/evaluate.h"
 #include "tightloop/train/programs.h"
 #include "tightloop/train/run_record.h"
 
@@ -49,11 +48,8 @@ struct StepReport {
 /// Validation on the same tokens every time.
 struct EvalReport {
   EvalRecord record;
+  Evaluation evaluation;
   int64_t steps = 0;
-  /// By skill, for data whose entropy is known: tokens, loss and floor summed, nats.
-  std::array<double, kSkillCount> skill_tokens{}, skill_loss{}, skill_floor{};
-  /// Standard error of the mean of (loss - floor) per token.
-  double excess_error = 0.0;
 };
 
 /// Receives what happens; `cli` renders it.

@@ -1,0 +1,139 @@
+"""Training runs that last: records, resume to the bit, kill -9, interrupts, generate and eval."""
+import json
+import os
+import signal
+import subprocess
+import time
+import unittest
+
+import common
+from common import Case, TINY, losses, weights
+
+
+class Train(Case):
+    def reference(self, steps, *args):
+        done = self.train("--num-iterations", steps, "--eval-every", "10", *args)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return self.only_run()
+
+    def test_record_is_complete_and_loss_falls(self):
+        run = self.reference(40)
+        for name in ["run.json", "steps.bin", "steps.csv", "evals.csv", "summary.json"]:
+            self.assertTrue((run / name).is_file(), name)
+        summary = self.summary(run)
+        self.assertEqual(summary["status"], "ok")
+        evals = (run / "evals.csv").read_text().splitlines()
+        first, last = evals[1].split(","), evals[-1].split(",")
+        self.assertLess(float(last[4]), float(first[4]) - 0.5)
+        self.assertEqual([s for s, _ in losses(run)], list(range(40)))
+        rows = (self.dir / "runs" / "results.csv").read_text().splitlines()
+        self.assertEqual(len(rows), 2)
+        self.assertEqual(len(rows[0].split(",")), 23)
+        self.assertTrue(rows[1].endswith(",ok"))
+        options = json.loads((run / "run.json").read_text())["options"]
+        self.assertEqual(options["train.num_iterations"], {"value": "40", "origin": "flag"})
+        self.assertEqual(options["model.recipe"]["origin"], "default")
+
+    def test_same_seed_gives_the_same_bits_on_any_thread_count(self):
+        one = self.reference(8, "--threads", "1")
+        kept = losses(one), weights(one, 8)
+        os.rename(self.dir / "runs", self.dir / "first")
+        two = self.reference(8, "--threads", "2")
+        self.assertEqual(kept, (losses(two), weights(two, 8)))
+
+    def test_resume_gives_the_same_bits(self):
+        whole = self.reference(24)
+        expected = losses(whole), weights(whole, 24)
+        os.rename(self.dir / "runs", self.dir / "whole")
+        part = self.train("--num-iterations", "24", "--eval-every", "10", "--save-every", "7",
+                          "--keep-checkpoints", "9")
+        self.assertEqual(part.returncode, 0, part.stderr)
+        run = self.only_run()
+        for step in [7, 14, 21]:
+            for later in (run / "checkpoints").glob("step_*"):
+                if int(later.name[5:]) > step:
+                    subprocess.run(["rm", "-r", later], check=True)
+            again = self.run_tool("train", "--resume", run)
+            self.assertEqual(again.returncode, 0, again.stderr)
+            self.assertIn(f"continued at step {step}", again.stderr)
+            self.assertEqual(expected, (losses(run), weights(run, 24)))
+
+    def test_kill_9_and_resume_give_the_same_bits(self):
+        whole = self.reference(60)
+        expected = losses(whole), weights(whole, 60)
+        os.rename(self.dir / "runs", self.dir / "whole")
+        command = [common.BINARY, "train", "--data", str(self.data), *TINY, "--num-iterations", "60",
+                   "--eval-every", "10", "--save-every", "5"]
+        env = dict(os.environ, TL_HOME=str(self.home / "tl"))
+        process = subprocess.Popen(command, cwd=self.dir, env=env, stderr=subprocess.DEVNULL)
+        kills = 0
+        for wait in [0.35, 0.5, 0.65, 0.8]:
+            deadline = time.time() + 60
+            while time.time() < deadline and not list(self.dir.glob("runs/*/checkpoints/step_??????")):
+                time.sleep(0.01)
+            time.sleep(wait)
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            process = subprocess.Popen([common.BINARY, "train", "--resume", str(self.only_run())],
+                                       cwd=self.dir, env=env, stderr=subprocess.DEVNULL)
+        process.wait(timeout=300)
+        self.assertGreater(kills, 0)
+        run = self.only_run()
+        if not (run / "summary.json").exists():
+            self.assertEqual(self.run_tool("train", "--resume", run).returncode, 0)
+        self.assertEqual(expected, (losses(run), weights(run, 60)))
+
+    def test_sigterm_ends_with_a_checkpoint(self):
+        env = dict(os.environ, TL_HOME=str(self.home / "tl"))
+        process = subprocess.Popen([common.BINARY, "train", "--data", str(self.data), *TINY,
+                                    "--num-iterations", "100000", "--eval-every", "-1"],
+                                   cwd=self.dir, env=env, stderr=subprocess.PIPE, text=True)
+        deadline = time.time() + 60
+        while time.time() < deadline and not list(self.dir.glob("runs/*/steps.bin")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 130, stderr)
+        self.assertIn("--resume", stderr)
+        run = self.only_run()
+        self.assertEqual(self.summary(run)["status"], "killed")
+        self.assertEqual(len(list((run / "checkpoints").glob("step_*"))), 1)
+
+    def test_rewrites_keep_the_loss(self):
+        on = self.reference(12)
+        kept = [loss for _, loss in losses(on)]
+        os.rename(self.dir / "runs", self.dir / "first")
+        off = self.reference(12, "--no-fused-rmsnorm", "--no-chunked-ce", "--no-fused-relu2",
+                             "--no-fused-qk-norm")
+        import struct
+        for a, (_, b) in zip(kept, losses(off)):
+            x, y = struct.unpack("<d", a)[0], struct.unpack("<d", b)[0]
+            self.assertAlmostEqual(x, y, delta=2e-3)
+
+    def test_generate_and_eval(self):
+        run = self.reference(20)
+        one = self.run_tool("generate", run, "--max-tokens", "30", "--seed", "5", "--json")
+        two = self.run_tool("generate", run, "--max-tokens", "30", "--seed", "5", "--json")
+        self.assertEqual(one.returncode, 0, one.stderr)
+        self.assertEqual(json.loads(one.stdout)["tokens"], json.loads(two.stdout)["tokens"])
+        greedy = self.run_tool("generate", run, "--max-tokens", "5", "--temperature", "0",
+                               "--dtype", "f32", "--no-stop", "--json")
+        self.assertEqual(len(json.loads(greedy.stdout)["tokens"]), 5, greedy.stderr)
+        evaluated = self.run_tool("eval", run, "--tokens", "1024", "--device-batch-size", "4",
+                                  "--json")
+        self.assertEqual(evaluated.returncode, 0, evaluated.stderr)
+        self.assertAlmostEqual(json.loads(evaluated.stdout)["loss"], self.summary(run)["val_loss"],
+                               places=6)
+
+    def test_stops_at_the_target(self):
+        run = self.reference(200, "--target-metric", "val_loss", "--target-threshold", "4.5")
+        summary = self.summary(run)
+        self.assertLess(summary["steps"], 200)
+        self.assertGreater(summary["time_to_target_sec"], 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,157 @@
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include <gtest/gtest.h>
+
+#include "tightloop/core/rng.h"
+#include "tightloop/engine/executable.h"
+#include "tightloop/io/host_info.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/optim/optimizer.h"
+#include "tightloop/optim/schedule.h"
+#include "tightloop/train/programs.h"
+
+namespace {
+
+std::atomic<long> g_allocations{0};
+
+}  // namespace
+
+// Counts every allocation of the process; sanitizers bring their own operators.
+#ifndef TL_SANITIZED
+void* operator new(std::size_t bytes) {
+  ++g_allocations;
+  if (void* p = std::malloc(bytes)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept {
+  std::free(p);
+}
+#endif
+
+namespace tightloop {
+namespace {
+
+std::vector<ParameterGroup> groups_of(const NanochatConfig& model) {
+  std::vector<NamedShape> shapes;
+  for (const NanochatParameter& p : nanochat_parameters(model)) shapes.push_back({p.name, p.shape});
+  return nanochat_groups(model.recipe, shapes, model.n_embd, default_rates(model.recipe), 1.0, 0.1);
+}
+
+TrainPrograms build(const NanochatConfig& model,
+                    int64_t batch,
+                    const std::vector<std::string>& rewrites,
+                    int64_t ce_bytes) {
+  return build_train_programs({.model = model,
+                               .batch = batch,
+                               .rewrites = rewrites,
+                               .rewrite_options = {.ce_chunk_bytes = ce_bytes}},
+                              groups_of(model));
+}
+
+const std::vector<std::string> kAll{"fused-qk-norm", "fused-relu2", "fused-rmsnorm", "chunked-ce"};
+
+NanochatConfig small_model(int64_t vocab) {
+  return nanochat_from_depth(Recipe::nanochat_2026_07, 4, 32, 32, 128, vocab, "SL");
+}
+
+TEST(TrainPlan, StepAllocatesNothingAndMemoryIsAsPlanned) {
+  const NanochatConfig model = small_model(4096);
+  TrainPrograms programs = build(model, 8, kAll, 1 << 20);
+  int64_t planned = 0;
+  for (const MemoryLine& line : memory_table(*programs.slots, Device::cpu, programs.plans()))
+    planned += line.bytes;
+
+  const int64_t before = memory_block_bytes(), resident_before = resident_bytes();
+  const SlotStore slots(programs.slots, Device::cpu);
+  const Workspace workspace(programs.plans());
+  Executable first(programs.first_micro_step.program, programs.first_micro_step.plan, slots,
+                   workspace);
+  Executable next(programs.next_micro_step.program, programs.next_micro_step.plan, slots,
+                  workspace);
+  Executable optimizer(programs.optimizer.program, programs.optimizer.plan, slots, workspace);
+  const int64_t allocated = memory_block_bytes() - before;
+  EXPECT_NEAR(static_cast<double>(allocated), static_cast<double>(planned),
+              0.02 * static_cast<double>(planned));
+
+  for (const NanochatParameter& p : programs.parameters) init_parameter(p, 1, slots.view(p.name));
+  init_rope_table(model, slots.view("rope_table"));
+  Rng rng(5, 0);
+  for (std::string_view name : {kTokensSlot, kTargetsSlot}) {
+    const TensorView t = slots.view(name);
+    for (int64_t i = 0; i < t.elems(); ++i)
+      t.as<int32_t>()[i] = static_cast<int32_t>(rng.below(4096));
+  }
+  set_element(slots.view(kLossScaleSlot), 0, 1.0 / 1024.0);
+  write_hypers(groups_of(model), Schedule(model.recipe, 10, default_schedule(model.recipe)), 0,
+               [&](std::string_view name, std::span<const double> values) {
+                 for (size_t i = 0; i < values.size(); ++i)
+                   set_element(slots.view(name), static_cast<int64_t>(i), values[i]);
+               });
+  first.run(), next.run(), optimizer.run();  // warm: threads, first touch
+
+#ifndef TL_SANITIZED
+  const long allocations = g_allocations.load();
+  first.run(), next.run(), optimizer.run();
+  EXPECT_EQ(g_allocations.load() - allocations, 0);
+  // From outside: what the process became larger by, against the plan of what it used. Huge pages
+  // round each block up, so a few MiB are left out: that is the named list here.
+  const double resident = static_cast<double>(resident_bytes() - resident_before);
+  EXPECT_LT(resident, 1.02 * static_cast<double>(planned) + 16.0 * 0x1p20);
+#endif
+  EXPECT_TRUE(std::isfinite(get_element(slots.view(kLossSlot), 0)));
+}
+
+TEST(TrainPlan, ChunkedCeKeepsLogitsWithinItsBudget) {
+  const NanochatConfig model = small_model(8192);
+  const int64_t rows = 8 * 128, logits = rows * model.padded_vocab() * 4, budget = 4 << 20;
+  std::vector<std::string> without = kAll;
+  without.pop_back();
+  const TrainPrograms plain = build(model, 8, without, budget),
+                      chunked = build(model, 8, kAll, budget);
+  const Plan& a = plain.first_micro_step.plan;
+  const Plan& b = chunked.first_micro_step.plan;
+  EXPECT_GE(a.peak_live_bytes(), 2 * logits);
+  EXPECT_LT(b.peak_live_bytes(), a.peak_live_bytes() - logits);
+  bool found = false;
+  for (const Op& op : chunked.first_micro_step.program.ops()) {
+    if (op.def->name != "linear_cross_entropy_grad") continue;
+    found = true;
+    EXPECT_LE(op.attrs.integer("chunk_rows") * model.padded_vocab() * 4, budget);
+    EXPECT_LT(op.attrs.integer("chunk_rows"), rows);
+  }
+  EXPECT_TRUE(found);
+  // No value of the rewritten Program is as large as the logits.
+  for (const Plan::Buffer& buffer : b.buffers) EXPECT_LT(buffer.bytes, logits);
+}
+
+TEST(TrainPlan, FusedRmsnormSavesAThirdOfItsBytes) {
+  const NanochatConfig model =
+      nanochat_from_depth(Recipe::nanochat_2026_07, 12, 64, 128, 512, 4096, "L");
+  const TrainPrograms programs = build(model, 1, {"fused-rmsnorm"}, 1 << 20);
+  const RewriteReport& report = programs.first_micro_step.reports.at(0);
+  EXPECT_GE(report.applied.size(), 46u);  // two norms a layer, forward and backward
+  EXPECT_LE(static_cast<double>(report.after().bytes()),
+            0.70 * static_cast<double>(report.before().bytes()));
+}
+
+TEST(TrainPlan, BuffersAliveTogetherDoNotOverlap) {
+  const TrainPrograms programs = build(small_model(512), 2, kAll, 1 << 20);
+  for (const Plan* plan : programs.plans()) {
+    for (size_t i = 0; i < plan->buffers.size(); ++i) {
+      for (size_t j = i + 1; j < plan->buffers.size(); ++j) {
+        const Plan::Buffer &a = plan->buffers[i], &b = plan->buffers[j];
+        const bool together = a.first <= b.last && b.first <= a.last;
+        const bool overlap = a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
+        EXPECT_FALSE(together && overlap) << i << " " << j;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tightloop
