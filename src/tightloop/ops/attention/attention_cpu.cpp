@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <cstring>
 
 #include "tightloop/core/threads.h"
 #include "tightloop/ops/attention/attention_kernels.h"
-#include "tightloop/ops/attention/attention_tiles.h"
+#include "tightloop/ops/common/attention_pack.h"
+#include "tightloop/ops/common/attention_tiles.h"
 #include "tightloop/ops/common/row.h"
 
 // A unit is one key/value head of one sequence with the query heads that share it. Its rows are
@@ -21,12 +21,12 @@ using attention_detail::kBlock;
 using attention_detail::Kernels;
 using attention_detail::kRowPad;
 using attention_detail::kScoreLd;
+using attention_detail::pack_panels;
+using attention_detail::pack_rows;
+using attention_detail::Pieces;
+using attention_detail::round_up;
 
 constexpr double kLog2e = 1.4426950408889634;
-
-int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 /// Sizes common to both directions.
 struct Layout {
@@ -95,73 +95,9 @@ struct Layout {
   }
 };
 
-/// Copies `rows` rows of `dim` floats, `stride` apart, into rows of `ld`; zeros elsewhere.
-void pack_rows(const float* x,
-               int64_t stride,
-               int64_t rows,
-               int64_t padded_rows,
-               int64_t dim,
-               int64_t ld,
-               float* packed) {
-  for (int64_t r = 0; r < padded_rows; ++r, packed += ld) {
-    const int64_t used = r < rows ? dim : 0;
-    if (r < rows) std::memcpy(packed, x + r * stride, static_cast<size_t>(dim) * sizeof(float));
-    std::memset(packed + used, 0, static_cast<size_t>(ld - used) * sizeof(float));
-  }
-}
-
-typedef float Quad __attribute__((vector_size(16)));
-
-/// Panels of `nr` rows, each stored as (dim, nr): packed[d * nr + j] = row j. Zeros beyond `rows`.
-void pack_panels(const float* x,
-                 int64_t stride,
-                 int64_t rows,
-                 int64_t padded_rows,
-                 int64_t dim,
-                 int64_t nr,
-                 float* packed) {
-  for (int64_t r = 0; r < padded_rows; r += 4) {
-    float* to = packed + r / nr * nr * dim + r % nr;
-    int64_t d = 0;
-    if (r + 4 <= rows) {
-      const float* from = x + r * stride;
-      for (; d + 4 <= dim; d += 4) {
-        Quad a, b, c, e;
-        std::memcpy(&a, from + d, sizeof a);
-        std::memcpy(&b, from + stride + d, sizeof b);
-        std::memcpy(&c, from + 2 * stride + d, sizeof c);
-        std::memcpy(&e, from + 3 * stride + d, sizeof e);
-        const Quad ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-        const Quad ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const Quad ce0 = __builtin_shufflevector(c, e, 0, 4, 1, 5);
-        const Quad ce1 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-        const Quad column[4] = {__builtin_shufflevector(ab0, ce0, 0, 1, 4, 5),
-                                __builtin_shufflevector(ab0, ce0, 2, 3, 6, 7),
-                                __builtin_shufflevector(ab1, ce1, 0, 1, 4, 5),
-                                __builtin_shufflevector(ab1, ce1, 2, 3, 6, 7)};
-        for (int64_t i = 0; i < 4; ++i) std::memcpy(to + (d + i) * nr, &column[i], sizeof(Quad));
-      }
-    }
-    for (; d < dim; ++d) {
-      for (int64_t j = 0; j < 4; ++j)
-        to[d * nr + j] = r + j < rows ? x[(r + j) * stride + d] : 0.0f;
-    }
-  }
-}
-
 TL_CLONES float dot_of(const float* x, const float* y, int64_t n) {
   return dot_row(x, y, n);
 }
-
-/// Hands out consecutive pieces of scratch.
-struct Pieces {
-  float* next;
-  float* take(int64_t floats) {
-    float* piece = next;
-    next += round_up(floats, 16);
-    return piece;
-  }
-};
 
 /// Memory of one packed unit, forward.
 struct FwdUnit {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "tightloop/ops/attention/attention.h"
-#include "tightloop/ops/attention/attention_tiles.h"
+#include "tightloop/ops/common/attention_tiles.h"
 
 namespace tightloop {
 

@@ -3,12 +3,25 @@
 
 #include "tightloop/core/threads.h"
 #include "tightloop/ops/attention_cached/attention_cached_kernels.h"
+#include "tightloop/ops/common/attention_pack.h"
+#include "tightloop/ops/common/attention_tiles.h"
 #include "tightloop/ops/common/row.h"
 
 namespace tightloop {
 namespace {
 
-constexpr int64_t kChunk = 256;  // positions of one partial result: fixed, so bits repeat
+using attention_detail::kBlock;
+using attention_detail::Kernels;
+using attention_detail::kRowPad;
+using attention_detail::kScoreLd;
+using attention_detail::pack_panels;
+using attention_detail::pack_rows;
+using attention_detail::Pieces;
+using attention_detail::round_up;
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr int64_t kTileTokens = 8;  // from this many tokens on, packing the keys pays
+constexpr int64_t kChunk = 256;     // positions of one partial result: fixed, so bits repeat
 
 TL_INLINE float value_of(float x) {
   return x;
@@ -55,7 +68,7 @@ TL_INLINE void attend(const float* q,
   for (int64_t d = 0; d < dim; ++d) o[d] = 0.0f;
   for (j = 0; j < count; ++j) {
     const float weight = s[j];
-#pragma GCC ivdep
+    TL_IVDEP
     for (int64_t d = 0; d < dim; ++d) o[d] += weight * value_of(v[j * dim + d]);
   }
 }
@@ -85,7 +98,7 @@ TL_CLONES void attend_chunk(const float* q,
 
 /// o += a * x
 TL_CLONES void add_scaled(float* o, const float* x, float a, int64_t n) {
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) o[i] += a * x[i];
 }
 
@@ -102,14 +115,12 @@ int64_t chunks_of(int64_t positions) {
 
 /// T: the element type of the caches.
 template <typename T>
-void run(const AttentionCached& a, int64_t pos, std::span<std::byte> scratch) {
-  const Shape &shape = a.q.shape(), &cache = a.k_cache.shape();
-  const int64_t batch = shape[0], tokens = shape[1], heads = shape[2], dim = shape[3];
-  const int64_t kv_heads = cache[1], size = cache[2], group = heads / kv_heads;
-  const float *q = a.q.as<float>(), *k = a.k.as<float>(), *v = a.v.as<float>();
+void write_caches(const AttentionCached& a, int64_t pos) {
+  const int64_t tokens = a.k.shape()[1], kv_heads = a.k.shape()[2], dim = a.k.shape()[3];
+  const int64_t size = a.k_cache.shape()[2];
+  const float *k = a.k.as<float>(), *v = a.v.as<float>();
   T *k_cache = a.k_cache.as<T>(), *v_cache = a.v_cache.as<T>();
-
-  parallel_for(batch * kv_heads, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(a.k.shape()[0] * kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       for (int64_t t = 0; t < tokens; ++t) {
         const int64_t from = ((unit / kv_heads * tokens + t) * kv_heads + unit % kv_heads) * dim;
@@ -119,12 +130,21 @@ void run(const AttentionCached& a, int64_t pos, std::span<std::byte> scratch) {
       }
     }
   });
+}
 
-  // One partial result (o, largest, total) per query row and chunk of keys.
+/// Few tokens: one partial result (o, largest, total) per query row and chunk of keys, then merged.
+template <typename T>
+void run_rows(const AttentionCached& a, int64_t pos, std::span<std::byte> scratch) {
+  const Shape &shape = a.q.shape(), &cache = a.k_cache.shape();
+  const int64_t batch = shape[0], tokens = shape[1], heads = shape[2], dim = shape[3];
+  const int64_t kv_heads = cache[1], size = cache[2], group = heads / kv_heads;
+  const float* q = a.q.as<float>();
+  const T *k_cache = a.k_cache.as<T>(), *v_cache = a.v_cache.as<T>();
+
   const int64_t first = std::max<int64_t>(0, pos - a.window) / kChunk;
   const int64_t chunks = chunks_of(pos + tokens) - first, partial_size = dim + 2;
   float* partials = reinterpret_cast<float*>(scratch.data());
-  const float scale_log2 = static_cast<float>(a.softmax_scale * 1.4426950408889634);
+  const float scale_log2 = static_cast<float>(a.softmax_scale * kLog2e);
   parallel_parts(batch * kv_heads * chunks, batch * kv_heads * chunks,
                  [&](int64_t begin, int64_t end, int) {
                    for (int64_t task = begin; task < end; ++task) {
@@ -172,9 +192,88 @@ void run(const AttentionCached& a, int64_t pos, std::span<std::byte> scratch) {
   });
 }
 
+/// Memory of one thread that runs tiles: the keys that a call can see, packed, and work space.
+struct TileWork {
+  int64_t keys, ld;
+  float *k_panels, *v, *q, *sums, *scores, *largest, *total;
+
+  TileWork(const Kernels& tiles, const Shape& q_shape, const Shape& cache, int64_t window)
+      : keys(round_up(std::min(cache[2], std::min(window, cache[2]) + q_shape[1]), kBlock) +
+             kBlock),
+        ld(round_up(q_shape[3], tiles.nr) + kRowPad) {}
+  int64_t floats(int64_t dim) const { return keys * (dim + ld) + kBlock * (2 * ld + kScoreLd + 2); }
+  void place(float* memory, int64_t dim) {
+    Pieces pieces{memory};
+    k_panels = pieces.take(keys * dim);
+    v = pieces.take(keys * ld);
+    q = pieces.take(kBlock * ld);
+    sums = pieces.take(kBlock * ld);
+    scores = pieces.take(kBlock * kScoreLd);
+    largest = pieces.take(kBlock);
+    total = pieces.take(kBlock);
+  }
+};
+
+/// Many tokens: the tiles of attention, over keys packed from the cache.
+template <typename T>
+void run_tiles(const AttentionCached& a, int64_t pos, std::span<std::byte> scratch) {
+  const Kernels& tiles = attention_detail::native_kernels();
+  const Shape &shape = a.q.shape(), &cache = a.k_cache.shape();
+  const int64_t tokens = shape[1], heads = shape[2], dim = shape[3];
+  const int64_t kv_heads = cache[1], size = cache[2], group = heads / kv_heads;
+  const T *k_cache = a.k_cache.as<T>(), *v_cache = a.v_cache.as<T>();
+  const int64_t window = std::min(a.window, size);
+  // Positions count from the first block that any query sees.
+  const int64_t base = std::max<int64_t>(0, pos - window) / kBlock * kBlock;
+  const int64_t keys = pos + tokens - base;
+  const int64_t units = shape[0] * kv_heads;
+  parallel_parts(units, units, [&](int64_t unit, int64_t, int) {
+    TileWork work(tiles, shape, cache, window);
+    work.place(reinterpret_cast<float*>(scratch.data()) + thread_index() * work.floats(dim), dim);
+    const int64_t from = (unit * size + base) * dim, padded = round_up(keys, kBlock);
+    pack_panels(k_cache + from, dim, keys, padded, dim, tiles.nr, work.k_panels);
+    pack_rows(v_cache + from, dim, keys, padded, dim, work.ld, work.v);
+    for (int64_t first = 0; first < tokens; first += kBlock) {
+      const int64_t rows = std::min(kBlock, tokens - first);
+      for (int64_t member = 0; member < group; ++member) {
+        const int64_t h = unit % kv_heads * group + member;
+        const int64_t row = ((unit / kv_heads * tokens + first) * heads + h) * dim;
+        pack_rows(a.q.as<float>() + row, heads * dim, rows, round_up(rows, tiles.mr), dim, work.ld,
+                  work.q);
+        tiles.fwd({.q = work.q,
+                   .k_panels = work.k_panels,
+                   .v = work.v,
+                   .sums = work.sums,
+                   .scores = work.scores,
+                   .largest = work.largest,
+                   .total = work.total,
+                   .o = a.o.as<float>() + row,
+                   .o_stride = heads * dim,
+                   .lse = nullptr,
+                   .first_query = pos + first - base,
+                   .queries = rows,
+                   .dim = dim,
+                   .ld = work.ld,
+                   .window = window,
+                   .scale_log2 = static_cast<float>(a.softmax_scale * kLog2e)});
+      }
+    }
+  });
+}
+
+template <typename T>
+void run(const AttentionCached& a, int64_t pos, std::span<std::byte> scratch) {
+  write_caches<T>(a, pos);
+  a.q.shape()[1] < kTileTokens ? run_rows<T>(a, pos, scratch) : run_tiles<T>(a, pos, scratch);
+}
+
 }  // namespace
 
 int64_t attention_cached_scratch_bytes(const Shape& q, const Shape& cache, int64_t window) {
+  if (q[1] >= kTileTokens) {
+    const TileWork work(attention_detail::native_kernels(), q, cache, window);
+    return thread_count() * work.floats(q[3]) * int64_t{sizeof(float)};
+  }
   const int64_t size = cache[2], reach = std::min(window, size) + q[1];
   const int64_t chunks = std::min(chunks_of(size), chunks_of(reach) + 1);
   return q[0] * q[1] * q[2] * chunks * (q[3] + 2) * int64_t{sizeof(float)};

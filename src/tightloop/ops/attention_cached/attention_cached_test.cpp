@@ -62,7 +62,9 @@ TEST(AttentionCached, CpuMatchesRefStepByStep) {
   for (const Case& c :
        {Case{1, 1, 1, 1, 8, 6, 100}, Case{2, 1, 4, 2, 32, 20, 100}, Case{2, 3, 4, 1, 20, 31, 100},
         Case{1, 2, 2, 2, 16, 20, 0}, Case{1, 2, 2, 2, 16, 20, 1}, Case{1, 5, 2, 1, 64, 33, 7},
-        Case{2, 3, 4, 2, 128, 20, 100, DType::bf16}}) {
+        Case{2, 3, 4, 2, 128, 20, 100, DType::bf16}, Case{2, 9, 4, 2, 20, 40, 100},
+        Case{1, 20, 2, 2, 64, 130, 33}, Case{1, 8, 2, 1, 32, 300, 0},
+        Case{2, 100, 2, 1, 32, 250, 100, DType::bf16}}) {
     Session cpu(c, Device::cpu), ref(c, Device::ref);
     for (int64_t pos = 0; pos + c.tokens <= c.size; pos += c.tokens) {
       cpu.step(pos), ref.step(pos);
@@ -80,14 +82,16 @@ TEST(AttentionCached, CpuMatchesRefStepByStep) {
 
 TEST(AttentionCached, LongCachesOfManyChunks) {
   for (const int64_t window : {10000, 300, 256, 255}) {
-    const Case c{1, 50, 2, 1, 32, 700, window};
-    Session cpu(c, Device::cpu), ref(c, Device::ref);
-    for (int64_t pos = 0; pos + c.tokens <= c.size; pos += c.tokens) {
-      cpu.step(pos), ref.step(pos);
-      EXPECT_LE(
-          testing::scaled_error(*cpu.run, cpu.run->view(cpu.o), *ref.run, ref.run->view(ref.o)),
-          2e-6)
-          << "position " << pos << " window " << window;
+    for (const int64_t tokens : {7, 50}) {
+      const Case c{1, tokens, 2, 1, 32, 700, window};
+      Session cpu(c, Device::cpu), ref(c, Device::ref);
+      for (int64_t pos = 0; pos + c.tokens <= c.size; pos += c.tokens) {
+        cpu.step(pos), ref.step(pos);
+        EXPECT_LE(
+            testing::scaled_error(*cpu.run, cpu.run->view(cpu.o), *ref.run, ref.run->view(ref.o)),
+            2e-6)
+            << "position " << pos << " window " << window;
+      }
     }
   }
 }

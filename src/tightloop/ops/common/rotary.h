@@ -13,7 +13,7 @@ namespace tightloop {
 /// rotates back.
 template <typename T>
 TL_INLINE void rotate_head(const T* x, const T* cos_sin, T* y, int64_t half, T sign) {
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t j = 0; j < half; ++j) {
     const T a = x[j], b = x[half + j];
     const T c = cos_sin[j], s = sign * cos_sin[half + j];

@@ -15,6 +15,14 @@
 #endif
 #define TL_INLINE inline __attribute__((always_inline))
 
+/// Put before a loop whose iterations are independent of each other even where its pointers are
+/// equal (work in place): no check for overlap, no scalar version.
+#if defined(__GNUC__) && !defined(__clang__)
+#define TL_IVDEP _Pragma("GCC ivdep")
+#else
+#define TL_IVDEP
+#endif
+
 namespace tightloop {
 
 /// 2^x by splitting off the integer part and a degree-6 polynomial on [-1/2, 1/2] (Taylor of

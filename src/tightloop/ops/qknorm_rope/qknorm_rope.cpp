@@ -41,7 +41,7 @@ TL_CLONES void bwd_token(const float* dy,
     // mean(g * xhat) = mean(dy * y).
     const float mean = dot_row(dy, y, dim) / static_cast<float>(dim);
     const float a = rstd[h] * scale, b = rstd[h] * mean / scale;
-#pragma GCC ivdep
+    TL_IVDEP
     for (int64_t d = 0; d < dim; ++d) dx[d] = a * dy[d] - b * y[d];
     rotate_head(dx, cos_sin, dx, dim / 2, -1.0f);
   }

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements a thread takes at once
 
 TL_CLONES void fwd_loop(const float* x, float* y, int64_t n) {
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float r = x[i] > 0.0f ? x[i] : 0.0f;
     y[i] = r * r;
@@ -18,7 +18,7 @@ TL_CLONES void fwd_loop(const float* x, float* y, int64_t n) {
 }
 
 TL_CLONES void bwd_loop(const float* dy, const float* x, float* dx, int64_t n) {
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float r = x[i] > 0.0f ? x[i] : 0.0f;
     dx[i] = 2.0f * r * dy[i];

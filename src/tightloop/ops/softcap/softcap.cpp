@@ -13,13 +13,13 @@ constexpr int64_t kGrain = 16384;  // elements a thread takes at once
 
 TL_CLONES void fwd_loop(const float* x, float* y, int64_t n, float cap) {
   const float inverse = 1.0f / cap;
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) y[i] = cap * tanh_approx(x[i] * inverse);
 }
 
 TL_CLONES void bwd_loop(const float* dy, const float* y, float* dx, int64_t n, float cap) {
   const float inverse = 1.0f / cap;
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float u = y[i] * inverse;
     dx[i] = dy[i] * (1.0f - u * u);

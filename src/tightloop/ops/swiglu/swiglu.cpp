@@ -12,13 +12,13 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements a thread takes at once
 
 TL_CLONES void fwd_loop(const float* gate, const float* up, float* y, int64_t n) {
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) y[i] = gate[i] * sigmoid_approx(gate[i]) * up[i];
 }
 
 TL_CLONES void bwd_loop(
     const float* dy, const float* gate, const float* up, float* dgate, float* dup, int64_t n) {
-#pragma GCC ivdep
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float g = gate[i], u = up[i], d = dy[i];
     const float s = sigmoid_approx(g);

@@ -56,28 +56,27 @@ TL_TILE void tile(const float* a,
                   int64_t ldc,
                   bool add) {
   V sum[kMr][kVecs];
-  #pragma GCC unroll 16
+#pragma GCC unroll 16
   for (int i = 0; i < kMr; ++i) {
-    #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v)
-      sum[i][v] = add ? load(c + i * ldc + v * kLanes) : set1(0.0f);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) sum[i][v] = add ? load(c + i * ldc + v * kLanes) : set1(0.0f);
   }
   for (int64_t k = 0; k < count; ++k) {
     V row[kVecs];
-    #pragma GCC unroll 16
+#pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
-    #pragma GCC unroll 16
+#pragma GCC unroll 16
     for (int i = 0; i < kMr; ++i) {
       const V x = set1(kByColumns ? a[i] : a[i * lda]);
-      #pragma GCC unroll 16
+#pragma GCC unroll 16
       for (int v = 0; v < kVecs; ++v) sum[i][v] = fma(x, row[v], sum[i][v]);
     }
     a += kByColumns ? lda : 1;
     b += ldb;
   }
-  #pragma GCC unroll 16
+#pragma GCC unroll 16
   for (int i = 0; i < kMr; ++i) {
-    #pragma GCC unroll 16
+#pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) store(c + i * ldc + v * kLanes, sum[i][v]);
   }
 }
@@ -155,7 +154,8 @@ TL_TARGET void fwd_block(const FwdBlock& f) {
     f.largest[r] = -HUGE_VALF;
     f.total[r] = 0.0f;
   }
-  for (int64_t r = 0; r < (f.queries + kMr - 1) / kMr * kMr; ++r) fill_zero(f.sums + r * f.ld, width);
+  for (int64_t r = 0; r < (f.queries + kMr - 1) / kMr * kMr; ++r)
+    fill_zero(f.sums + r * f.ld, width);
 
   const int64_t lowest = greater(0, f.first_query - f.window);
   for (int64_t k0 = lowest / kBlock * kBlock; k0 < query_end; k0 += kBlock) {
@@ -165,8 +165,8 @@ TL_TARGET void fwd_block(const FwdBlock& f) {
       for (int64_t r = 0; r < f.queries; r += kMr) {
         const int64_t i0 = f.first_query + r, i1 = lesser(i0 + kMr, query_end) - 1;
         if (key > i1 || key + kNr <= i0 - f.window) continue;
-        product_rows(f.q + r * f.ld, f.ld, panel, kNr, f.dim,
-                     f.scores + r * kScoreLd + (key - k0), kScoreLd, false);
+        product_rows(f.q + r * f.ld, f.ld, panel, kNr, f.dim, f.scores + r * kScoreLd + (key - k0),
+                     kScoreLd, false);
       }
     }
     for (int64_t r = 0; r < f.queries; ++r) {
@@ -196,7 +196,7 @@ TL_TARGET void fwd_block(const FwdBlock& f) {
     const float* sums = f.sums + r * f.ld;
     float* o = f.o + r * f.o_stride;
     for (int64_t d = 0; d < f.dim; ++d) o[d] = sums[d] * inverse;
-    f.lse[r] = (f.largest[r] + __builtin_log2f(f.total[r])) * 0.69314718f;
+    if (f.lse != nullptr) f.lse[r] = (f.largest[r] + __builtin_log2f(f.total[r])) * 0.69314718f;
   }
 }
 
@@ -238,8 +238,8 @@ TL_TARGET void bwd_pair(const BwdPair& f) {
       }
       product_rows(f.q + r * f.ld, f.ld, f.k_panels + column * f.dim, kNr, f.dim, p, kScoreLd,
                    false);
-      product_rows(f.grad_o + r * f.ld, f.ld, f.v_panels + column * f.dim, kNr, f.dim, ds,
-                   kScoreLd, false);
+      product_rows(f.grad_o + r * f.ld, f.ld, f.v_panels + column * f.dim, kNr, f.dim, ds, kScoreLd,
+                   false);
       weights_tile(f, r, column, key + kNr - 1 <= i0 && key >= i1 - f.window);
     }
   }
@@ -251,8 +251,8 @@ TL_TARGET void bwd_pair(const BwdPair& f) {
       const int64_t last = lesser(query_end, j0 + kMr + f.window) - f.first_query;
       if (first >= last) continue;
       const int64_t from = first * f.ld + d, at = first * kScoreLd + j;
-      product_columns(f.p + at, kScoreLd, f.grad_o + from, f.ld, last - first,
-                      f.dv + j * f.ld + d, f.ld);
+      product_columns(f.p + at, kScoreLd, f.grad_o + from, f.ld, last - first, f.dv + j * f.ld + d,
+                      f.ld);
       product_columns(f.ds + at, kScoreLd, f.q + from, f.ld, last - first, f.dk + j * f.ld + d,
                       f.ld);
     }

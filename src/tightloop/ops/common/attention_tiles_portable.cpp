@@ -1,7 +1,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "tightloop/ops/attention/attention_tiles.h"
+#include "tightloop/ops/common/attention_tiles.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -44,7 +44,7 @@ inline __attribute__((always_inline)) float fold_add(V v) {
   return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
-#include "tightloop/ops/attention/attention_tiles.inl"
+#include "tightloop/ops/common/attention_tiles.inl"
 
 constexpr Kernels kTable{"portable", kMr, kNr, fwd_block, bwd_pair};
 

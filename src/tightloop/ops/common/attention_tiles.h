@@ -1,7 +1,7 @@
 #pragma once
 
-// Internal to attention: what one instruction set provides. The split into blocks and the order in
-// which they are visited, in attention_cpu.cpp, are common.
+// Internal to the attention operations: what one instruction set provides. They split their work
+// into blocks and decide in which order the blocks meet.
 
 #include <cstdint>
 
@@ -25,7 +25,7 @@ struct FwdBlock {
   float* total;           // (kBlock): work space
   float* o;               // first row of the output
   int64_t o_stride;
-  float* lse;
+  float* lse;  // null: not wanted
   int64_t first_query, queries;
   int64_t dim, ld, window;
   float scale_log2;  // softmax_scale * log2(e)

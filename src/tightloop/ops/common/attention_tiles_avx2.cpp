@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "tightloop/ops/attention/attention_tiles.h"
+#include "tightloop/ops/common/attention_tiles.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -38,7 +38,7 @@ TL_TARGET inline __attribute__((always_inline)) float fold_add(V v) {
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
-#include "tightloop/ops/attention/attention_tiles.inl"
+#include "tightloop/ops/common/attention_tiles.inl"
 
 constexpr Kernels kTable{"avx2", kMr, kNr, fwd_block, bwd_pair};
 

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "tightloop/ops/attention/attention_tiles.h"
+#include "tightloop/ops/common/attention_tiles.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -39,7 +39,7 @@ TL_TARGET inline __attribute__((always_inline)) float fold_add(V v) {
   return _mm512_reduce_add_ps(v);
 }
 
-#include "tightloop/ops/attention/attention_tiles.inl"
+#include "tightloop/ops/common/attention_tiles.inl"
 
 constexpr Kernels kTable{"avx512", kMr, kNr, fwd_block, bwd_pair};
 
