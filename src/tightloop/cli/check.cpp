@@ -1,7 +1,6 @@
 #include <chrono>
 #include <memory>
 
-#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "tightloop/cli/app.h"
@@ -20,6 +19,12 @@ struct CheckFlags {
   bool json = false;
 };
 
+std::string joined(const std::vector<std::string>& words, std::string_view between) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : std::string(between)) + word;
+  return text;
+}
+
 std::vector<Device> devices_of(const std::string& text) {
   if (text == "both") return {Device::ref, Device::cpu};
   return {parse_device(text)};
@@ -35,7 +40,7 @@ std::vector<std::vector<std::string>> sets_of(const std::string& text) {
   for (const std::string& name : names) {
     if (std::find(all.begin(), all.end(), name) != all.end()) continue;
     throw Error(ErrorKind::usage, fmt::format("--rewrites: unknown rewrite '{}'", name))
-        .with_hint(fmt::format("one of: sweep, none, all, or a list of {}", fmt::join(all, ", ")));
+        .with_hint(fmt::format("one of: sweep, none, all, or a list of {}", joined(all, ", ")));
   }
   return {names};
 }
@@ -58,7 +63,7 @@ void show(const CaseReport& r, bool verbose) {
   const CaseQuantity* worst = r.worst();
   out(fmt::format("{}  {}  {}  [{}]  worst {} {:.2e} of {:.0e}\n", r.ok() ? "ok  " : "FAIL",
                   r.folder, name_of(r.device),
-                  r.rewrites.empty() ? "no rewrite" : fmt::format("{}", fmt::join(r.rewrites, " ")),
+                  r.rewrites.empty() ? "no rewrite" : joined(r.rewrites, " "),
                   worst == nullptr ? "-" : worst->name, worst == nullptr ? 0.0 : worst->error,
                   worst == nullptr ? 0.0 : worst->tolerance));
   for (const std::string& failure : r.failures) out("      " + failure + "\n");

@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <functional>
 
-#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/json.h"
@@ -22,6 +21,12 @@ namespace tightloop {
 namespace {
 
 namespace fs = std::filesystem;
+
+std::string listed(const std::vector<int32_t>& ids) {
+  std::string text;
+  for (int32_t id : ids) text += (text.empty() ? "" : ", ") + std::to_string(id);
+  return text;
+}
 
 std::string in(const std::string& folder, std::string_view file) {
   return (fs::path(folder) / file).string();
@@ -269,7 +274,7 @@ CaseReport run_tokenizer_case(const std::string& folder) {
     report.failures.push_back(
         ids ? fmt::format("text {} decodes to '{}', expected '{}'", f.index, f.decoded, f.text)
             : fmt::format("text {} ('{}') encodes to [{}], expected [{}]", f.index, f.text,
-                          fmt::join(f.got, ", "), fmt::join(f.expected, ", ")));
+                          listed(f.got), listed(f.expected)));
   }
   report.quantities.push_back({fmt::format("{} texts, {} ids", result.cases, result.tokens),
                                static_cast<double>(result.failures.size()), 0.5});
