@@ -1,0 +1,612 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <memory>
+
+#include <nlohmann/json.hpp>
+
+#include "tightloop/cli/app.h"
+#include "tightloop/cli/train_options.h"
+#include "tightloop/core/build_info.h"
+#include "tightloop/core/json.h"
+#include "tightloop/core/rng.h"
+#include "tightloop/core/threads.h"
+#include "tightloop/engine/ceilings.h"
+#include "tightloop/io/host_info.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/ops/common/gemm.h"
+#include "tightloop/optim/optimizer.h"
+#include "tightloop/train/programs.h"
+
+namespace tightloop::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct BenchFlags {
+  std::vector<std::string> ops;  // bench ops: only these
+  int64_t steps = 10;
+  int64_t vocab = 32768;
+  int64_t top = 12;
+  std::string compare;
+  bool json = false;
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double timed(Executable& executable) {
+  const Clock::time_point start = Clock::now();
+  executable.run();
+  return seconds_since(start);
+}
+
+void stop_if_asked() {
+  if (g_stop) throw Error(ErrorKind::interrupted, "interrupted before the bench was done");
+}
+
+/// Times of one thing, seconds.
+struct Samples {
+  std::vector<double> seconds;
+
+  double median() const {
+    std::vector<double> sorted = seconds;
+    std::sort(sorted.begin(), sorted.end());
+    const size_t n = sorted.size();
+    if (n == 0) return 0.0;
+    return n % 2 == 1 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
+  }
+  double min() const { return *std::min_element(seconds.begin(), seconds.end()); }
+  double max() const { return *std::max_element(seconds.begin(), seconds.end()); }
+  /// (max - min) / median: what a figure from this machine is worth.
+  double spread() const { return (max() - min()) / median(); }
+  OrderedJson json() const {
+    return {{"samples", seconds.size()},
+            {"median_ms", 1e3 * median()},
+            {"min_ms", 1e3 * min()},
+            {"max_ms", 1e3 * max()},
+            {"spread", spread()}};
+  }
+};
+
+/// Half the width of the 95 % confidence interval of the mean: Student's t times standard error.
+double half_interval(const std::vector<double>& x, double mean) {
+  static constexpr double kT[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306,
+                                  2.262,  2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+                                  2.110,  2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064,
+                                  2.060,  2.056, 2.052, 2.048, 2.045, 2.042};
+  const size_t freedom = x.size() - 1;
+  double squares = 0.0;
+  for (double v : x) squares += (v - mean) * (v - mean);
+  const double t =
+      freedom <= std::size(kT) ? kT[freedom - 1] : 1.96 + 2.5 / static_cast<double>(freedom);
+  return t * std::sqrt(squares / static_cast<double>(freedom) / static_cast<double>(x.size()));
+}
+
+/// The Programs of a run with the given flags, on random tokens, in memory of their own.
+class Rig {
+ public:
+  Rig(const TrainConfig& config, const BenchFlags& flags) {
+    spec_.model =
+        nanochat_from_depth(config.recipe, config.depth, config.aspect_ratio, config.head_dim,
+                            config.max_seq_len, flags.vocab, config.window_pattern);
+    const int64_t T = config.max_seq_len;
+    const int64_t most =
+        config.total_batch_size ? std::max<int64_t>(1, *config.total_batch_size / T) : INT64_MAX;
+    spec_.batch = std::min(config.device_batch_size, most);
+    spec_.rewrites = config.enabled_rewrites();
+    spec_.rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes};
+    spec_.device = config.device;
+    const int64_t tokens = config.total_batch_size.value_or(micro_tokens());
+    micro_steps_ = std::max<int64_t>(1, (tokens + micro_tokens() - 1) / micro_tokens());
+
+    std::vector<NamedShape> shapes;
+    for (const NanochatParameter& p : nanochat_parameters(spec_.model))
+      shapes.push_back({p.name, p.shape});
+    const BaseRates rates = default_rates(config.recipe);
+    groups_ =
+        nanochat_groups(config.recipe, shapes, spec_.model.n_embd, rates, 1.0, rates.weight_decay);
+    seed_ = static_cast<uint64_t>(config.seed);
+    const Clock::time_point start = Clock::now();
+    programs_ = std::make_unique<TrainPrograms>(build_train_programs(spec_, groups_));
+    startup_s_ = seconds_since(start);
+  }
+
+  int64_t micro_tokens() const { return spec_.batch * spec_.sequence(); }
+  int64_t micro_steps() const { return micro_steps_; }
+  const TrainProgramsSpec& spec() const { return spec_; }
+  const TrainPrograms& programs() const { return *programs_; }
+  double startup_s() const { return startup_s_; }
+
+  /// The other arm's micro-step, over the same slots when they are alike.
+  PlannedProgram other_micro_step(std::vector<std::string> rewrites) const {
+    TrainProgramsSpec other = spec_;
+    other.rewrites = std::move(rewrites);
+    TrainPrograms built = build_train_programs(other, groups_);
+    const std::vector<Slot>&mine = programs_->slots->all(), &its = built.slots->all();
+    const bool alike = std::equal(mine.begin(), mine.end(), its.begin(), its.end(),
+                                  [](const Slot& a, const Slot& b) {
+                                    return a.name == b.name && a.type == b.type && a.role == b.role;
+                                  });
+    TL_CHECK(alike);  // rewrites change ops, never what persists between runs
+    return std::move(built.first_micro_step);
+  }
+
+  /// Takes memory for these plans too, and fills every slot with values that are not zero.
+  void allocate(const std::vector<const Plan*>& others) {
+    std::vector<const Plan*> plans = programs_->plans();
+    plans.insert(plans.end(), others.begin(), others.end());
+    int64_t bytes = 0;
+    for (const MemoryLine& line : memory_table(*programs_->slots, spec_.device, plans))
+      bytes += line.bytes;
+    if (bytes > memory_available_bytes())
+      throw Error(
+          ErrorKind::oom,
+          fmt::format("the bench needs {}, {} are free", human_bytes(static_cast<double>(bytes)),
+                      human_bytes(static_cast<double>(memory_available_bytes()))))
+          .with_hint(spec_.batch > 1 ? fmt::format("use `--device-batch-size {}`", spec_.batch / 2)
+                                     : std::string("use a smaller --depth or --vocab"));
+    slots_ = std::make_unique<SlotStore>(programs_->slots, spec_.device);
+    workspace_ = std::make_unique<Workspace>(plans);
+    for (NanochatParameter p : programs_->parameters) {
+      if (p.init.kind == Init::Kind::zero) p.init = {Init::Kind::normal, 0.0, 0.02};
+      init_parameter(p, seed_, slots_->view(p.name));
+    }
+    init_rope_table(spec_.model, slots_->view("rope_table"));
+    const TensorView tokens = slots_->view(kTokensSlot), targets = slots_->view(kTargetsSlot);
+    Rng rng(seed_, 1);
+    const auto vocab = static_cast<uint64_t>(spec_.model.vocab_size);
+    for (int64_t i = 0; i < tokens.elems(); ++i) {
+      set_element(tokens, i, static_cast<double>(rng.below(vocab)));
+      set_element(targets, i, static_cast<double>(rng.below(vocab)));
+    }
+    set_element(slots_->view(kLossScaleSlot), 0,
+                1.0 / static_cast<double>(micro_tokens() * micro_steps_));
+    // The middle of a long run: full rates, no warm-up.
+    const Schedule schedule(spec_.model.recipe, 1000, default_schedule(spec_.model.recipe));
+    write_hypers(groups_, schedule, 200, [&](std::string_view slot, std::span<const double> v) {
+      for (size_t i = 0; i < v.size(); ++i)
+        set_element(slots_->view(slot), static_cast<int64_t>(i), v[i]);
+    });
+  }
+
+  Executable bind(const PlannedProgram& p) const {
+    return {p.program, p.plan, *slots_, *workspace_};
+  }
+  double loss() const { return get_element(slots_->view(kLossSlot), 0); }
+  int64_t bytes() const { return slots_->bytes() + workspace_->bytes(); }
+
+ private:
+  TrainProgramsSpec spec_;
+  std::vector<ParameterGroup> groups_;
+  int64_t micro_steps_ = 1;
+  uint64_t seed_ = 0;
+  std::unique_ptr<TrainPrograms> programs_;
+  double startup_s_ = 0.0;
+  std::unique_ptr<SlotStore> slots_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+// ---- per-op times ----
+
+/// Ops that are counted together: all of one name, or all of one name and shape.
+struct OpRow {
+  std::string op;
+  std::string program;
+  std::string shapes;
+  int64_t count = 0;  // in one run of the Program
+  Cost cost;
+  double floor_s = 0.0;
+  Samples samples;  // of all `count` together
+};
+
+std::string shapes_of(const Program& program, const Op& op) {
+  std::string text;
+  for (const std::vector<Value>* operands : {&op.inputs, &op.updates}) {
+    for (Value v : *operands) {
+      if (!v) continue;
+      const Type& type = program.type(v);
+      text += (text.empty() ? "" : " ") +
+              (type.dtype == DType::f32 ? to_string(type.shape) : to_string(type));
+    }
+  }
+  for (const auto& [key, value] : op.attrs.entries()) {
+    if (std::holds_alternative<int64_t>(value))
+      text += fmt::format(" {}={}", key, to_string(value));
+  }
+  return text;
+}
+
+/// Runs the Program `runs` times with a clock around every op.
+void profile(const std::string& name,
+             Executable& executable,
+             int64_t runs,
+             bool by_shape,
+             const Ceilings& ceilings,
+             std::vector<OpRow>& rows) {
+  const Program& program = executable.program();
+  std::map<std::string, size_t> row_of;
+  std::vector<size_t> row_of_op;
+  for (const Op& op : program.ops()) {
+    const std::string shapes = by_shape ? shapes_of(program, op) : "";
+    const std::string key = fmt::format("{} {}", op.def->name, shapes);
+    const auto [it, added] = row_of.emplace(key, rows.size());
+    if (added) {
+      OpRow row;
+      row.op = op.def->name;
+      row.program = name;
+      row.shapes = shapes;
+      rows.push_back(std::move(row));
+    }
+    OpRow& row = rows[it->second];
+    const Cost cost = op.def->alias ? Cost{} : cost_of(*op.def, program.types_of(op), op.attrs);
+    ++row.count;
+    row.cost += cost;
+    row.floor_s += floor_seconds(cost, ceilings);
+    row_of_op.push_back(it->second);
+  }
+  std::vector<double> before(program.ops().size(), 0.0);
+  for (int64_t run = 0; run < runs; ++run) {
+    stop_if_asked();
+    executable.run_profiled();
+    std::map<size_t, double> sums;
+    for (size_t i = 0; i < before.size(); ++i) {
+      const double total = executable.profile()[i].seconds;
+      sums[row_of_op[i]] += total - before[i];
+      before[i] = total;
+    }
+    for (const auto& [row, seconds] : sums) rows[row].samples.seconds.push_back(seconds);
+  }
+}
+
+void sort_rows(std::vector<OpRow>& rows) {
+  std::erase_if(rows, [](const OpRow& row) { return row.cost.bytes() + row.cost.flops == 0; });
+  std::stable_sort(rows.begin(), rows.end(), [](const OpRow& a, const OpRow& b) {
+    return a.samples.median() > b.samples.median();
+  });
+}
+
+double giga_rate(int64_t amount, double seconds) {
+  return 1e-9 * static_cast<double>(amount) / seconds;
+}
+
+void show_rows(const std::vector<OpRow>& rows, size_t most) {
+  double total = 0.0;
+  size_t width = 2;
+  for (const OpRow& row : rows) {
+    total += row.samples.median();
+    width = std::max(width, row.op.size());
+  }
+  const bool shapes = !rows.empty() && !rows[0].shapes.empty();
+  out(fmt::format("  {:<{}}  {:<10}  {:>5}  {:>9}  {:>6}  {:>7}  {:>7}  {:>7}{}\n", "op", width,
+                  "program", "count", "ms", "share", "GFLOP/s", "GB/s", "% floor",
+                  shapes ? "  operands" : ""));
+  for (size_t i = 0; i < std::min(most, rows.size()); ++i) {
+    const OpRow& row = rows[i];
+    const double s = row.samples.median();
+    out(fmt::format(
+        "  {:<{}}  {:<10}  {:>5}  {:>9.3f}  {:>5.1f}%  {:>7.1f}  {:>7.1f}  {:>6.0f}%{}\n", row.op,
+        width, row.program, row.count, 1e3 * s, 100.0 * s / total, giga_rate(row.cost.flops, s),
+        giga_rate(row.cost.bytes(), s), 100.0 * row.floor_s / s, shapes ? "  " + row.shapes : ""));
+  }
+  if (rows.size() > most) {
+    double rest = 0.0;
+    for (size_t i = most; i < rows.size(); ++i) rest += rows[i].samples.median();
+    out(fmt::format("  {:<{}}  {:<10}  {:>5}  {:>9.3f}  {:>5.1f}%\n",
+                    fmt::format("{} others", rows.size() - most), width, "", "", 1e3 * rest,
+                    100.0 * rest / total));
+  }
+}
+
+// ---- records ----
+
+/// What every JSON line starts with: enough to know what a figure was measured on.
+OrderedJson record(std::string_view event, const Rig& rig) {
+  OrderedJson json;
+  json["v"] = 1;
+  json["event"] = event;
+  json["time"] = utc_timestamp();
+  json["commit"] = build_info().commit;
+  json["compiler"] = build_info().compiler;
+  json["device"] = name_of(rig.spec().device);
+  json["cpu"] = host_info().cpu_model;
+  json["kernel"] = gemm_kernel_name();
+  json["threads"] = thread_count();
+  const NanochatConfig& m = rig.spec().model;
+  json["model"] = {{"depth", m.n_layer},
+                   {"width", m.n_embd},
+                   {"vocab", m.vocab_size},
+                   {"sequence", m.sequence_len},
+                   {"micro_batch", rig.spec().batch},
+                   {"rewrites", rig.spec().rewrites}};
+  return json;
+}
+
+void print_rows_json(const std::vector<OpRow>& rows, const Rig& rig) {
+  for (const OpRow& row : rows) {
+    OrderedJson line = record("op", rig);
+    const double s = row.samples.median();
+    line["op"] = row.op;
+    line["program"] = row.program;
+    if (!row.shapes.empty()) line["operands"] = row.shapes;
+    line["count"] = row.count;
+    line.update(row.samples.json());
+    line["flops"] = row.cost.flops;
+    line["bytes"] = row.cost.bytes();
+    line["gflops"] = giga_rate(row.cost.flops, s);
+    line["gbs"] = giga_rate(row.cost.bytes(), s);
+    line["floor_ms"] = 1e3 * row.floor_s;
+    line["share_of_floor"] = row.floor_s / s;
+    out(line.dump() + "\n");
+  }
+}
+
+void progress(std::string_view what, int64_t i, int64_t n) {
+  if (stderr_is_terminal()) talk(fmt::format("\r\033[K{} {}/{}{}", what, i, n, i == n ? "\n" : ""));
+}
+
+void show_setting(const Rig& rig, const Ceilings& c) {
+  const NanochatConfig& m = rig.spec().model;
+  out(fmt::format(
+      "model     {} layers, width {}, vocabulary {}, {} parameters; {} x {} tokens a "
+      "micro-step\n",
+      m.n_layer, m.n_embd, m.vocab_size, human(static_cast<double>(nanochat_sizes(m).parameters)),
+      rig.spec().batch, rig.spec().sequence()));
+  out(fmt::format(
+      "machine   {}, {} threads, {} kernel; ceilings {:.1f} GFLOP/s, read {:.1f} GB/s\n",
+      host_info().cpu_model, thread_count(), gemm_kernel_name(), c.fma_gflops, c.read_gbs));
+  out(fmt::format("rewrites  {}\n", rig.spec().rewrites.empty()
+                                        ? "none"
+                                        : fmt::format("{}", joined(rig.spec().rewrites, " "))));
+  out(fmt::format("startup   {:.1f} ms to build, differentiate, rewrite and plan; {} of memory\n",
+                  1e3 * rig.startup_s(), human_bytes(static_cast<double>(rig.bytes()))));
+}
+
+// ---- the three benches ----
+
+int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
+  Rig rig(config, flags);
+  rig.allocate({});
+  const Ceilings ceilings = measure_ceilings(0.5);
+  Executable first = rig.bind(rig.programs().first_micro_step);
+  Executable later = rig.bind(rig.programs().next_micro_step);
+  Executable optimizer = rig.bind(rig.programs().optimizer);
+  const bool has_later = rig.micro_steps() > 1;
+
+  const double first_step_s = timed(first) + (has_later ? timed(later) : 0.0) + timed(optimizer);
+  Samples micro, next, update, step;
+  const auto later_count = static_cast<double>(rig.micro_steps() - 1);
+  for (int64_t i = 0; i < flags.steps; ++i) {
+    stop_if_asked();
+    micro.seconds.push_back(timed(first));
+    if (has_later) next.seconds.push_back(timed(later));
+    update.seconds.push_back(timed(optimizer));
+    step.seconds.push_back(micro.seconds.back() + update.seconds.back() +
+                           (has_later ? later_count * next.seconds.back() : 0.0));
+    progress("step", i + 1, flags.steps);
+  }
+  if (!std::isfinite(rig.loss()))
+    fail(ErrorKind::numeric, "the loss became {}: the times mean nothing", rig.loss());
+  std::vector<OpRow> rows;
+  const int64_t runs = std::min<int64_t>(flags.steps, 3);
+  profile("micro-step", first, runs, false, ceilings, rows);
+  profile("optimizer", optimizer, runs, false, ceilings, rows);
+  sort_rows(rows);
+
+  const auto tokens = static_cast<double>(rig.micro_tokens());
+  const auto flops = static_cast<double>(nanochat_sizes(rig.spec().model).flops_per_token);
+  const double tokens_per_s = tokens * static_cast<double>(rig.micro_steps()) / step.median();
+  const double micro_gflops = 1e-9 * flops * tokens / micro.median();
+  const double step_gflops = 1e-9 * flops * tokens_per_s;
+
+  if (flags.json) {
+    OrderedJson line = record("train", rig);
+    line["startup_ms"] = 1e3 * rig.startup_s();
+    line["memory_bytes"] = rig.bytes();
+    line["first_step_ms"] = 1e3 * first_step_s;
+    line["micro_steps"] = rig.micro_steps();
+    line["micro_step"] = micro.json();
+    if (has_later) line["later_micro_step"] = next.json();
+    line["optimizer"] = update.json();
+    line["step"] = step.json();
+    line["tok_per_sec"] = tokens_per_s;
+    line["flops_per_token"] = flops;
+    line["micro_step_gflops"] = micro_gflops;
+    line["step_gflops"] = step_gflops;
+    line["fma_gflops"] = ceilings.fma_gflops;
+    line["read_gbs"] = ceilings.read_gbs;
+    line["share_of_peak"] = step_gflops / ceilings.fma_gflops;
+    out(line.dump() + "\n");
+    print_rows_json(rows, rig);
+    return kDone;
+  }
+  show_setting(rig, ceilings);
+  out(fmt::format("first     {:.1f} ms (first run of each Program)\n\n", 1e3 * first_step_s));
+  out(fmt::format("  {:<20}  {:>9}  {:>9}  {:>9}  {:>6}   ({} samples)\n", "ms", "median", "min",
+                  "max", "spread", flags.steps));
+  const auto row = [](std::string_view name, const Samples& s) {
+    out(fmt::format("  {:<20}  {:>9.2f}  {:>9.2f}  {:>9.2f}  {:>5.1f}%\n", name, 1e3 * s.median(),
+                    1e3 * s.min(), 1e3 * s.max(), 100.0 * s.spread()));
+  };
+  row("forward + backward", micro);
+  if (has_later) row("  later micro-steps", next);
+  row("optimizer", update);
+  row(fmt::format("step of {}", rig.micro_tokens() * rig.micro_steps()), step);
+  out(
+      fmt::format("\n{:.1f} tok/s, {:.1f} model GFLOP/s, {:.1f}% of the FMA peak; forward + "
+                  "backward alone {:.1f} GFLOP/s, {:.1f}%\n\n",
+                  tokens_per_s, step_gflops, 100.0 * step_gflops / ceilings.fma_gflops,
+                  micro_gflops, 100.0 * micro_gflops / ceilings.fma_gflops));
+  show_rows(rows, static_cast<size_t>(flags.top));
+  return kDone;
+}
+
+int bench_compare(const TrainConfig& config, const BenchFlags& flags) {
+  std::vector<std::string> names;
+  for (const Rewrite& rewrite : all_rewrites()) names.emplace_back(rewrite.name);
+  if (std::find(names.begin(), names.end(), flags.compare) == names.end())
+    throw Error(ErrorKind::usage, fmt::format("--compare: unknown rewrite '{}'", flags.compare))
+        .with_hint(fmt::format("one of: {}", joined(names, ", ")));
+  if (flags.steps < 2) fail(ErrorKind::usage, "--compare needs --steps 2 or more");
+  TrainConfig with = config;
+  with.rewrites[flags.compare] = true;
+  Rig rig(with, flags);
+  for (const RewriteReport& r : rig.programs().first_micro_step.reports) {
+    if (r.name == flags.compare && r.applied.empty())
+      fail(ErrorKind::usage, "--compare: {} changes nothing here: {}", r.name,
+           r.not_applied.empty() ? "no site" : r.not_applied[0]);
+  }
+  std::vector<std::string> others = with.enabled_rewrites();
+  std::erase(others, flags.compare);
+  const PlannedProgram plain = rig.other_micro_step(others);
+  rig.allocate({&plain.plan});
+  Executable a = rig.bind(rig.programs().first_micro_step), b = rig.bind(plain);
+  timed(a);
+  const double loss_a = rig.loss();
+  timed(b);
+  const double loss_b = rig.loss();
+
+  Samples on, off;
+  std::vector<double> logs;  // of one A B B A each: drift that is linear in time cancels
+  for (int64_t i = 0; i < flags.steps; ++i) {
+    stop_if_asked();
+    const double a1 = timed(a), b1 = timed(b), b2 = timed(b), a2 = timed(a);
+    on.seconds.insert(on.seconds.end(), {a1, a2});
+    off.seconds.insert(off.seconds.end(), {b1, b2});
+    logs.push_back(std::log((a1 + a2) / (b1 + b2)));
+    progress("A B B A", i + 1, flags.steps);
+  }
+  double mean = 0.0;
+  for (double x : logs) mean += x / static_cast<double>(logs.size());
+  const double half = half_interval(logs, mean);
+  const double ratio = std::exp(mean), low = std::exp(mean - half), high = std::exp(mean + half);
+  const int64_t arena_a = rig.programs().first_micro_step.plan.arena_bytes;
+
+  if (flags.json) {
+    OrderedJson line = record("compare", rig);
+    line["rewrite"] = flags.compare;
+    line["blocks"] = flags.steps;
+    line["with"] = on.json();
+    line["without"] = off.json();
+    line["ratio"] = ratio;
+    line["ratio_low"] = low;
+    line["ratio_high"] = high;
+    line["loss_with"] = loss_a;
+    line["loss_without"] = loss_b;
+    line["arena_bytes_with"] = arena_a;
+    line["arena_bytes_without"] = plain.plan.arena_bytes;
+    out(line.dump() + "\n");
+    return kDone;
+  }
+  out(fmt::format("forward + backward with and without --{}, {} blocks of A B B A, {} threads\n",
+                  flags.compare, flags.steps, thread_count()));
+  const auto row = [&](std::string_view name, const Samples& s, double loss, int64_t arena) {
+    out(fmt::format(
+        "  {:<8} median {:.2f} ms  min {:.2f}  max {:.2f}  spread {:.1f}%  loss {:.6f}  "
+        "activations {}\n",
+        name, 1e3 * s.median(), 1e3 * s.min(), 1e3 * s.max(), 100.0 * s.spread(), loss,
+        human_bytes(static_cast<double>(arena))));
+  };
+  row("with", on, loss_a, arena_a);
+  row("without", off, loss_b, plain.plan.arena_bytes);
+  out(fmt::format("time with / without: {:.4f}, 95% interval {:.4f} to {:.4f}: {}\n", ratio, low,
+                  high,
+                  high < 1.0  ? "faster with"
+                  : low > 1.0 ? "slower with"
+                              : "no difference shown"));
+  return kDone;
+}
+
+int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
+  Rig rig(config, flags);
+  rig.allocate({});
+  const Ceilings ceilings = measure_ceilings(0.5);
+  Executable micro = rig.bind(rig.programs().first_micro_step);
+  Executable optimizer = rig.bind(rig.programs().optimizer);
+  timed(micro);
+  timed(optimizer);
+  std::vector<OpRow> rows;
+  profile("micro-step", micro, flags.steps, true, ceilings, rows);
+  profile("optimizer", optimizer, flags.steps, true, ceilings, rows);
+  sort_rows(rows);
+  if (!flags.ops.empty()) {
+    std::vector<std::string> known;
+    for (const OpRow& row : rows) known.push_back(row.op);
+    for (const std::string& op : flags.ops) {
+      if (std::find(known.begin(), known.end(), op) != known.end()) continue;
+      Error error(ErrorKind::usage, fmt::format("no op '{}' in these Programs", op));
+      const std::string near = nearest_name(op, known);
+      if (!near.empty()) error.with_hint(fmt::format("did you mean '{}'?", near));
+      throw error;
+    }
+    std::erase_if(rows, [&](const OpRow& row) {
+      return std::find(flags.ops.begin(), flags.ops.end(), row.op) == flags.ops.end();
+    });
+  }
+  if (flags.json) {
+    print_rows_json(rows, rig);
+    return kDone;
+  }
+  show_setting(rig, ceilings);
+  out(fmt::format("\nmedians of {} runs; ms of all calls of a row in one run\n", flags.steps));
+  show_rows(rows, rows.size());
+  return kDone;
+}
+
+int run_bench(TrainFlags& train, const BenchFlags& flags, bool ops) {
+  train.resolve();
+  const TrainConfig& config = train.config;
+  if (flags.steps < 1) fail(ErrorKind::usage, "--steps {} must be at least 1", flags.steps);
+  if (flags.vocab < 2) fail(ErrorKind::usage, "--vocab {} must be at least 2", flags.vocab);
+  if (flags.top < 1) fail(ErrorKind::usage, "--top {} must be at least 1", flags.top);
+  if (config.threads) set_thread_count(static_cast<int>(*config.threads));
+  if (ops) return bench_ops(config, flags);
+  return flags.compare.empty() ? bench_steps(config, flags) : bench_compare(config, flags);
+}
+
+void add_shared(CLI::App& command, BenchFlags& flags, std::string_view example) {
+  command.add_option("--steps", flags.steps, "timed repetitions [10]");
+  command.add_option("--vocab", flags.vocab, "vocabulary of the random tokens [32768]");
+  command.add_flag("--json", flags.json, "JSON lines on stdout, one per figure");
+  command.footer(
+      fmt::format("Example: {}\n"
+                  "Needs no data: random tokens, random parameters. Switches have a "
+                  "--no- form. Settings: TOML file < --set < flag.",
+                  example));
+  command.allow_extras();
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Runner& runner) {
+  auto* bench = app.add_subcommand("bench", "how fast training steps and operations run here");
+
+  auto* train = bench->add_subcommand("train", "time whole steps: forward, backward, optimizer");
+  auto train_flags = std::make_shared<TrainFlags>(*train);
+  auto flags = std::make_shared<BenchFlags>();
+  add_shared(*train, *flags,
+             "tightloop bench train --depth 12 --max-seq-len 1024 --device-batch-size 1 "
+             "--steps 5");
+  train->add_option("--top", flags->top, "rows in the table of ops [12]");
+  train
+      ->add_option("--compare", flags->compare,
+                   "a rewrite: time forward + backward with and without it, interleaved A B B A")
+      ->type_name("NAME");
+  train->callback([train_flags, flags, &runner] {
+    runner = [train_flags, flags] { return run_bench(*train_flags, *flags, false); };
+  });
+
+  auto* ops = bench->add_subcommand("ops", "time every operation of a training step, by shape");
+  auto ops_train_flags = std::make_shared<TrainFlags>(*ops);
+  auto ops_flags = std::make_shared<BenchFlags>();
+  ops->add_option("op", ops_flags->ops, "only these operations")->type_name("OP");
+  add_shared(*ops, *ops_flags,
+             "tightloop bench ops linear --depth 12 --max-seq-len 1024 --device-batch-size 1");
+  ops->callback([ops_train_flags, ops_flags, &runner] {
+    runner = [ops_train_flags, ops_flags] { return run_bench(*ops_train_flags, *ops_flags, true); };
+  });
+}
+
+}  // namespace tightloop::cli
