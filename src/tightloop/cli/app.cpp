@@ -140,6 +140,15 @@ std::string human(double value) {
   return fmt::format("{:.0f}", value);
 }
 
+std::string joined(const std::vector<std::string>& words, std::string_view between) {
+  std::string text;
+  for (const std::string& word : words) {
+    if (!text.empty()) text += between;
+    text += word;
+  }
+  return text;
+}
+
 std::string human_bytes(double bytes) {
   if (bytes >= 0x1p30) return fmt::format("{:.2f} GiB", bytes / 0x1p30);
   if (bytes >= 0x1p20) return fmt::format("{:.1f} MiB", bytes / 0x1p20);

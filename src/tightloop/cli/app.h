@@ -49,6 +49,9 @@ std::string human(double value);
 /// "1.5 MiB".
 std::string human_bytes(double bytes);
 
+/// The words with `between` between them.
+std::string joined(const std::vector<std::string>& words, std::string_view between);
+
 /// Prints to stdout / stderr.
 void out(std::string_view text);
 void talk(std::string_view text);

@@ -19,12 +19,6 @@ struct CheckFlags {
   bool json = false;
 };
 
-std::string joined(const std::vector<std::string>& words, std::string_view between) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : std::string(between)) + word;
-  return text;
-}
-
 std::vector<Device> devices_of(const std::string& text) {
   if (text == "both") return {Device::ref, Device::cpu};
   return {parse_device(text)};

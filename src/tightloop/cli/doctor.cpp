@@ -7,7 +7,6 @@
 #include <memory>
 #include <unistd.h>
 
-#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "tightloop/cli/app.h"
@@ -304,7 +303,7 @@ void show(const Findings& f, const DoctorFlags& flags) {
           f.host.physical_cores ? fmt::format(" ({} in the machine)", *f.host.physical_cores) : "",
           thread_count(), f.load));
   row("vectors",
-      f.features.empty() ? "none that kernels use" : fmt::format("{}", fmt::join(f.features, " ")));
+      f.features.empty() ? "none that kernels use" : fmt::format("{}", joined(f.features, " ")));
   row("gemm", fmt::format("{} kernel", gemm_kernel_name()));
   std::string caches;
   for (const CacheInfo& c : f.host.caches) {

@@ -1,1 +1,174 @@
 #include "tightloop/ops/polar_express/polar_express.h"
+
+#include "tightloop/core/threads.h"
+#include "tightloop/ops/common/op_testing.h"
+
+namespace tightloop {
+namespace {
+
+constexpr PolarExpressOptions kNewer{
+    .steps = 5, .norm_factor = 1.01, .row_equilibrate = true, .renormalize = true};
+constexpr PolarExpressOptions kOlder{
+    .steps = 5, .norm_factor = 1.02, .row_equilibrate = false, .renormalize = false};
+
+using Matrix = std::vector<double>;
+
+Matrix random_matrix(const Shape& shape, uint64_t seed) {
+  Rng rng(seed, 0);
+  Matrix u(static_cast<size_t>(shape.elems()));
+  for (double& x : u) x = static_cast<double>(static_cast<float>(rng.normal()));
+  return u;
+}
+
+Matrix polar(Device device,
+             const Shape& shape,
+             const Matrix& u,
+             const PolarExpressOptions& options) {
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"u", {DType::f32, shape}, SlotRole::input});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value x = polar_express(b, b.slot("u"), options);
+  program.validate();
+  Interpreter run(program, device);
+  for (int64_t i = 0; i < shape.elems(); ++i) run.set(run.slot("u"), i, u[static_cast<size_t>(i)]);
+  run.run();
+  Matrix result(u.size());
+  for (int64_t i = 0; i < shape.elems(); ++i)
+    result[static_cast<size_t>(i)] = run.get(run.view(x), i);
+  return result;
+}
+
+double norm(const Matrix& x) {
+  double squares = 0;
+  for (double value : x) squares += value * value;
+  return std::sqrt(squares);
+}
+
+double distance(const Matrix& x, const Matrix& y) {
+  Matrix d(x.size());
+  for (size_t i = 0; i < x.size(); ++i) d[i] = x[i] - y[i];
+  return norm(d) / norm(y);
+}
+
+/// Multiplies by the reflection I - 2 w w^T / |w|^2 with a fixed w: by rows (from the left) or by
+/// columns (from the right).
+void reflect(Matrix& x, const Shape& shape, bool left) {
+  const int64_t m = shape[0], n = shape[1], side = left ? m : n;
+  const auto w = [&](int64_t i) { return 1.0 + 0.3 * static_cast<double>(i % 5); };
+  double squares = 0;
+  for (int64_t i = 0; i < side; ++i) squares += w(i) * w(i);
+  for (int64_t other = 0; other < (left ? n : m); ++other) {
+    const auto at = [&](int64_t i) -> double& {
+      return x[static_cast<size_t>(left ? i * n + other : other * n + i)];
+    };
+    double dot = 0;
+    for (int64_t i = 0; i < side; ++i) dot += w(i) * at(i);
+    for (int64_t i = 0; i < side; ++i) at(i) -= 2 * dot / squares * w(i);
+  }
+}
+
+TEST(PolarExpress, MapsSingularValuesAsPublished) {
+  // Singular values 0.5, 0.1, 0.01, 0.001, and one that makes the scaling divide by 1 + 1e-6.
+  const double want[] = {0.9106, 1.0592, 1.0271, 0.8589};
+  Matrix values{0.5, 0.1, 0.01, 0.001};
+  const double scaled = 1.0 / kOlder.norm_factor;
+  values.push_back(std::sqrt(scaled * scaled - norm(values) * norm(values)));
+  for (Device device : {Device::ref, Device::cpu}) {
+    for (const Shape& shape : {Shape{5, 9}, Shape{9, 5}, Shape{5, 5}, Shape{6, 40}}) {
+      SCOPED_TRACE(fmt::format("{} {}", name_of(device), to_string(shape)));
+      Matrix u(static_cast<size_t>(shape.elems()), 0.0);
+      for (int64_t i = 0; i < 5; ++i)
+        u[static_cast<size_t>(i * shape[1] + i)] = values[static_cast<size_t>(i)];
+      reflect(u, shape, true), reflect(u, shape, false);
+      Matrix x = polar(device, shape, u, kOlder);
+      reflect(x, shape, true), reflect(x, shape, false);
+      for (int64_t i = 0; i < 4; ++i)
+        EXPECT_NEAR(x[static_cast<size_t>(i * shape[1] + i)], want[i], 1e-4) << i;
+      for (int64_t i = 0; i < shape.elems(); ++i) {
+        if (i / shape[1] != i % shape[1]) {
+          EXPECT_NEAR(x[static_cast<size_t>(i)], 0.0, 1e-4) << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(PolarExpress, CpuMatchesRef) {
+  for (const Shape& shape : {Shape{1, 1}, Shape{2, 12}, Shape{12, 2}, Shape{24, 24}, Shape{37, 90},
+                             Shape{90, 37}, Shape{128, 512}, Shape{300, 64}}) {
+    const Matrix u = random_matrix(shape, 5);
+    for (const PolarExpressOptions& options : {kNewer, kOlder}) {
+      SCOPED_TRACE(to_string(shape));
+      const Matrix ref = polar(Device::ref, shape, u, options);
+      EXPECT_LE(distance(polar(Device::cpu, shape, u, options), ref), 2e-5);
+    }
+  }
+}
+
+TEST(PolarExpress, FewerStepsFollowTheSamePolynomials) {
+  // p_1(s) = a s + b s^3 + c s^5 for a 1 x 1 matrix that the scaling brings to s = 1 / 1.02.
+  PolarExpressOptions one = kOlder;
+  one.steps = 1;
+  const double s = 3.0 / (1.02 * 3.0 + 1e-6), s3 = s * s * s;
+  const double want =
+      8.156554524902461 * s - 22.48329292557795 * s3 + 15.878769915207462 * s3 * s * s;
+  EXPECT_NEAR(polar(Device::ref, {1, 1}, {3.0}, one)[0], want, 1e-12);
+  EXPECT_NEAR(polar(Device::cpu, {1, 1}, {-3.0}, one)[0], -want, 1e-5);
+  PolarExpressOptions two = kOlder;
+  two.steps = 2;
+  const Matrix u = random_matrix({20, 30}, 8);
+  EXPECT_LE(distance(polar(Device::cpu, {20, 30}, u, two), polar(Device::ref, {20, 30}, u, two)),
+            2e-5);
+}
+
+TEST(PolarExpress, ARandomSquareMatrixBecomesNearlyOrthogonal) {
+  const Shape shape{768, 768};
+  const Matrix u = random_matrix(shape, 1);
+  EXPECT_NEAR(norm(polar(Device::cpu, shape, u, kOlder)), 27.8, 0.2);
+  EXPECT_NEAR(norm(polar(Device::cpu, shape, u, kNewer)), std::sqrt(768.0), 1e-3);
+}
+
+TEST(PolarExpress, EquilibrationForgetsTheScaleOfRows) {
+  const Shape shape{12, 30};
+  const Matrix u = random_matrix(shape, 2);
+  Matrix scaled = u;
+  for (size_t i = 0; i < scaled.size(); ++i) scaled[i] *= 0.1 * static_cast<double>(1 + i / 30);
+  const Matrix plain = polar(Device::cpu, shape, u, kNewer);
+  EXPECT_LE(distance(polar(Device::cpu, shape, scaled, kNewer), plain), 1e-5);
+  EXPECT_GE(distance(polar(Device::cpu, shape, scaled, kOlder), plain), 1e-2);
+}
+
+TEST(PolarExpress, ZeroStaysZero) {
+  for (const PolarExpressOptions& options : {kNewer, kOlder}) {
+    for (double x : polar(Device::cpu, {3, 7}, Matrix(21, 0.0), options)) EXPECT_EQ(x, 0.0);
+  }
+}
+
+TEST(PolarExpress, SameBitsForAnyNumberOfThreads) {
+  const int threads_before = thread_count();
+  const Shape shape{200, 70};
+  const Matrix u = random_matrix(shape, 3);
+  set_thread_count(1);
+  const Matrix one = polar(Device::cpu, shape, u, kNewer);
+  set_thread_count(4);
+  EXPECT_EQ(one, polar(Device::cpu, shape, u, kNewer));
+  set_thread_count(threads_before);
+}
+
+TEST(PolarExpress, RefusesWhatIsNoMatrixAndStepsItDoesNotHave) {
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"v", {DType::f32, {4}}, SlotRole::input});
+  slots->add({"u", {DType::f32, {4, 3}}, SlotRole::input});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { polar_express(b, b.slot("v"), kNewer); }),
+            "polar_express: u has shape (4), expected rank 2");
+  PolarExpressOptions six = kNewer;
+  six.steps = 6;
+  EXPECT_EQ(testing::error_of(ErrorKind::usage, [&] { polar_express(b, b.slot("u"), six); }),
+            "polar_express: 6 steps, expected 1 to 5");
+}
+
+}  // namespace
+}  // namespace tightloop
