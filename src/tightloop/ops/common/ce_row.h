@@ -15,16 +15,16 @@ TL_INLINE float lse_row(const float* x, int64_t cols) {
   float lane[32] = {};
   int64_t c = 0;
   for (; c + 32 <= cols; c += 32) {
-    for (int64_t j = 0; j < 32; ++j) lane[j] += exp_approx(x[c + j] - top);
+    for (int64_t j = 0; j < 32; ++j) lane[j] += exp_nonpositive(x[c + j] - top);
   }
-  for (int64_t j = 0; c < cols; ++c, ++j) lane[j] += exp_approx(x[c] - top);
+  for (int64_t j = 0; c < cols; ++c, ++j) lane[j] += exp_nonpositive(x[c] - top);
   return top + std::log(sum_lanes(lane));
 }
 
 /// d[c] = g * (softmax(x)[c] - [c = target]) for c < vocab, 0 up to cols. d may be x.
 TL_INLINE void ce_grad_row(
     const float* x, float* d, int64_t vocab, int64_t cols, int64_t target, float lse, float g) {
-  for (int64_t c = 0; c < vocab; ++c) d[c] = g * exp_approx(x[c] - lse);
+  for (int64_t c = 0; c < vocab; ++c) d[c] = g * exp_nonpositive(x[c] - lse);
   d[target] -= g;
   for (int64_t c = vocab; c < cols; ++c) d[c] = 0.0f;
 }

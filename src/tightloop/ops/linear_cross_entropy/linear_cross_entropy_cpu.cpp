@@ -29,10 +29,10 @@ TL_CLONES void grad_row_capped(
   const float at_target = y[target];
   for (int64_t c = 0; c < vocab; ++c) {
     const float u = y[c] * inverse;
-    y[c] = g * exp_approx(y[c] - lse) * (1.0f - u * u);
+    y[c] = g * exp_nonpositive(y[c] - lse) * (1.0f - u * u);
   }
   const float u = at_target * inverse;
-  y[target] = (g * exp_approx(at_target - lse) - g) * (1.0f - u * u);
+  y[target] = (g * exp_nonpositive(at_target - lse) - g) * (1.0f - u * u);
   for (int64_t c = vocab; c < cols; ++c) y[c] = 0.0f;
 }
 
