@@ -163,14 +163,19 @@ TEST(Adamw, SameBitsForAnyNumberOfThreads) {
   set_thread_count(threads_before);
 }
 
-TEST(Adamw, DecayedAveragesEndAtZeroNotInDenormals) {
-  Fixture f(Device::cpu, 64);
-  f.fill("m", [](int64_t) { return 1.3e-38; });
-  f.fill("v", [](int64_t) { return 1.19e-38; });
-  f.step({}, 5);
-  for (int64_t i = 0; i < 64; ++i) {
-    EXPECT_EQ(f.get("m", i), 0.0);
-    EXPECT_EQ(f.get("v", i), 0.0);
+TEST(Adamw, DecayedAveragesNeverBecomeDenormal) {
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Fixture f(Device::cpu, 70, dtype);
+    f.fill("m", [](int64_t) { return 3e-38; });
+    f.fill("v", [](int64_t) { return 2e-38; });
+    for (int t = 5; t < 60; ++t) f.step({}, t);
+    for (int64_t i = 0; i < 70; ++i) {
+      for (const char* name : {"m", "v"}) {
+        EXPECT_NE(std::fpclassify(static_cast<float>(f.get(name, i))), FP_SUBNORMAL) << name;
+        EXPECT_LE(f.get(name, i), 4e-38);
+      }
+      EXPECT_NEAR(f.get("p", i), 0.0, 1e-20);
+    }
   }
   volatile float tiny = 1.2e-38f;
   EXPECT_GT(tiny * 0.5f, 0.0f) << "the caller's treatment of denormals changed";
