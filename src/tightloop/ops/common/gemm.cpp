@@ -479,19 +479,15 @@ Gemm product(const Gemm& g, const GemmBatch& batch, int64_t i) {
   return one;
 }
 
-/// One thread where starting others costs more than they save: below about 20 microseconds of work,
-/// counted in multiply-adds, with the time to read or write an element as 16 of them.
-int usable_threads(const Gemm& g) {
-  constexpr int64_t kWorthSharing{1 << 20};
-  const int64_t work = g.M * g.N * g.K + 16 * (g.M * g.K + g.K * g.N + g.M * g.N);
-  return in_parallel() || work < kWorthSharing ? 1 : thread_count();
+int usable_threads() {
+  return in_parallel() ? 1 : thread_count();
 }
 
 }  // namespace
 
 size_t scratch_bytes(const Kernels& kernels, const Gemm& g, const GemmBatch& batch) {
   const int64_t floats = by_product(batch) ? make_plan(kernels, g, 1).total() * thread_count()
-                                           : make_plan(kernels, g, usable_threads(g)).total();
+                                           : make_plan(kernels, g, usable_threads()).total();
   return static_cast<size_t>(floats) * sizeof(float) + kSlackBytes;
 }
 
@@ -511,7 +507,7 @@ void gemm_with(const Kernels& kernels,
     });
   } else {
     for (int64_t i = 0; i < batch.count; ++i)
-      run_one(kernels, product(g, batch, i), usable_threads(g), memory);
+      run_one(kernels, product(g, batch, i), usable_threads(), memory);
   }
 }
 
