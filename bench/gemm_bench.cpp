@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <string>
+#include <sys/mman.h>
 #include <vector>
 
 #include <fmt/format.h>
@@ -15,6 +16,7 @@
 #include <cblas-openblas.h>
 #endif
 
+#include "tightloop/core/error.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/core/threads.h"
 #include "tightloop/ops/common/gemm.h"
@@ -108,10 +110,33 @@ const char* name_of(GemmForm form) {
   return form == GemmForm::nt ? "nt" : form == GemmForm::nn ? "nn" : "tn";
 }
 
+/// Memory as the product gets it: huge pages where the system gives them.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(size_t elems) : elems_(elems) {
+    void* p = mmap(nullptr, elems * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                   -1, 0);
+    TL_CHECK(p != MAP_FAILED);
+    madvise(p, elems * sizeof(T), MADV_HUGEPAGE);
+    data_ = static_cast<T*>(p);
+  }
+  ~Buffer() { munmap(data_, elems_ * sizeof(T)); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* data() { return data_; }
+  size_t size() const { return elems_; }
+  T& operator[](size_t i) { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  size_t elems_;
+};
+
 /// Storage for several copies of a matrix, filled once from a pool of normal numbers.
 struct Pool {
-  std::vector<float> f32;
-  std::vector<bf16> half;
+  Buffer<float> f32;
+  Buffer<bf16> half;
   explicit Pool(size_t elems) : f32(elems), half(elems) {
     Rng rng(1, 2);
     for (size_t i = 0; i < std::min<size_t>(elems, 1 << 20); ++i) f32[i] = rng.normal();
@@ -124,7 +149,7 @@ struct Result {
   double ours = 0, ours_best = 0, peer = 0, peer_best = 0;
 };
 
-Result run_case(const Case& s, Pool& pool, std::vector<float>& c, int samples) {
+Result run_case(const Case& s, Pool& pool, Buffer<float>& c, int samples) {
   const int64_t a_elems = s.M * s.K, b_elems = s.N * s.K;
   const int64_t copies =
       std::max<int64_t>(1, static_cast<int64_t>(pool.f32.size()) / (a_elems + b_elems));
@@ -135,7 +160,7 @@ Result run_case(const Case& s, Pool& pool, std::vector<float>& c, int samples) {
   g.c.ld = s.N;
   g.symmetric = s.symmetric;
   g.c.data = c.data();
-  std::vector<std::byte> scratch(gemm_scratch_bytes(g));
+  Buffer<std::byte> scratch(gemm_scratch_bytes(g));
   int64_t turn = 0;
   const auto ours = [&] {
     const int64_t at = (turn++ % copies) * (a_elems + b_elems);
@@ -144,7 +169,7 @@ Result run_case(const Case& s, Pool& pool, std::vector<float>& c, int samples) {
                : s.b_dtype == DType::bf16
                    ? static_cast<const void*>(pool.half.data() + at + a_elems)
                    : static_cast<const void*>(pool.f32.data() + at + a_elems);
-    gemm(g, scratch);
+    gemm(g, {scratch.data(), scratch.size()});
   };
   const auto peer = [&] {
 #ifdef TL_HAVE_CBLAS
@@ -263,7 +288,7 @@ int main_of(int argc, char** argv) {
     }
   }
   Pool pool(size_t{96} << 18);  // 96 MiB of f32: three times the last cache here
-  std::vector<float> c(size_t{64} << 20);
+  Buffer<float> c(size_t{64} << 20);
   for (int n : threads) {
     set_thread_count(n);
 #ifdef TL_HAVE_CBLAS
