@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <memory>
 
@@ -302,6 +303,12 @@ void show_rows(const std::vector<OpRow>& rows, size_t most) {
 
 // ---- records ----
 
+/// Runnable tasks of the last minute, on all cores; the bench's own threads count too.
+double load_average() {
+  double load = 0.0;
+  return ::getloadavg(&load, 1) == 1 ? load : 0.0;
+}
+
 /// What every JSON line starts with: enough to know what a figure was measured on.
 OrderedJson record(std::string_view event, const Rig& rig) {
   OrderedJson json;
@@ -314,6 +321,7 @@ OrderedJson record(std::string_view event, const Rig& rig) {
   json["cpu"] = host_info().cpu_model;
   json["kernel"] = gemm_kernel_name();
   json["threads"] = thread_count();
+  json["load"] = load_average();
   const NanochatConfig& m = rig.spec().model;
   json["model"] = {{"depth", m.n_layer},
                    {"width", m.n_embd},
@@ -362,6 +370,11 @@ void show_setting(const Rig& rig, const Ceilings& c) {
                                         : fmt::format("{}", joined(rig.spec().rewrites, " "))));
   out(fmt::format("startup   {:.1f} ms to build, differentiate, rewrite and plan; {} of memory\n",
                   1e3 * rig.startup_s(), human_bytes(static_cast<double>(rig.bytes()))));
+  if (const double load = load_average(); load > 1.5 * thread_count())
+    talk(
+        fmt::format("note: other programs are running (load {:.1f} on {} threads): times vary and "
+                    "ceilings come out too low\n",
+                    load, thread_count()));
 }
 
 // ---- the three benches ----

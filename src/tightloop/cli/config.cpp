@@ -40,18 +40,20 @@ int run_show(TrainFlags& train, const ShowFlags& flags) {
   }
   value_width = std::clamp<size_t>(value_width, 5, 40);
   std::string group;
+  bool has_unset = false;
   for (const OptionSpec* spec : shown) {
     if (spec->group != group) {
       out(fmt::format("{}{}\n", group.empty() ? "" : "\n", spec->group));
       group = spec->group;
     }
     const std::string value = spec->get();
+    has_unset = has_unset || value.empty();
     out(fmt::format("  {:<{}}  {:<{}}  {:<{}}  {}\n", spec->key, key_width,
                     value.empty() ? "-" : value, value_width, spec->unit, unit_width,
                     spec->origin));
   }
   if (shown.empty()) out("every option has its default\n");
-  talk("\n-: not set, so derived from the depth and the recipe, or off\n");
+  if (has_unset) talk("\n-: not set, so derived from the depth and the recipe, or off\n");
   return kDone;
 }
 
