@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kGrain{16384};
 constexpr int64_t kBlock{32};   // elements between prefetches: two cache lines of f32
-constexpr int64_t kAhead{512};  // how many elements ahead
+constexpr int64_t kAhead{128};  // how many elements ahead
 
 struct Factors {
   float keep;        // 1 - lr decay
