@@ -117,7 +117,7 @@ void TokenShard::copy(int64_t begin, std::span<int32_t> out) const {
     const uint16_t* tokens = tokens_u16() + begin;
     std::copy(tokens, tokens + n, out.begin());
   } else {
-    std::memcpy(out.data(), tokens_u32() + begin, out.size_bytes());
+    if (n > 0) std::memcpy(out.data(), tokens_u32() + begin, out.size_bytes());
   }
 }
 
