@@ -24,6 +24,7 @@ TL_INLINE float lse_row(const float* x, int64_t cols) {
 /// d[c] = g * (softmax(x)[c] - [c = target]) for c < vocab, 0 up to cols. d may be x.
 TL_INLINE void ce_grad_row(
     const float* x, float* d, int64_t vocab, int64_t cols, int64_t target, float lse, float g) {
+  TL_IVDEP
   for (int64_t c = 0; c < vocab; ++c) d[c] = g * exp_nonpositive(x[c] - lse);
   d[target] -= g;
   for (int64_t c = vocab; c < cols; ++c) d[c] = 0.0f;

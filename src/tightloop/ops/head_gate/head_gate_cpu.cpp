@@ -63,6 +63,7 @@ TL_CLONES void add_rows(
     const float* v, const float* g, const float* u, float* y, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; ++r, v += width, u += width, y += width) {
     const float gate = g[r];
+    TL_IVDEP
     for (int64_t i = 0; i < width; ++i) y[i] = v[i] + gate * u[i];
   }
 }
@@ -77,6 +78,7 @@ TL_CLONES void add_bwd_rows(const float* dy,
   for (int64_t r = 0; r < rows; ++r, dy += width, u += width, du += width) {
     const float gate = g[r];
     dg[r] = dot_row(dy, u, width);  // before du, which may be dy or u
+    TL_IVDEP
     for (int64_t i = 0; i < width; ++i) du[i] = gate * dy[i];
   }
 }

@@ -27,11 +27,14 @@ TL_CLONES void fwd_rows(const FwdRows& q, int64_t begin, int64_t end, int64_t co
       const float* y = q.y == nullptr ? nullptr : q.y + r * cols;
       const float* z = q.z == nullptr ? nullptr : q.z + r * cols;
       if (z == nullptr) {
+        TL_IVDEP
         for (int64_t c = 0; c < cols; ++c) to[c] = x[c] + y[c];
       } else if (y == nullptr) {
+        TL_IVDEP
         for (int64_t c = 0; c < cols; ++c) to[c] = fa * x[c] + fb * z[c];
       } else {
         float* s = q.s + r * cols;
+        TL_IVDEP
         for (int64_t c = 0; c < cols; ++c) {
           const float sum = x[c] + y[c];
           const float zc = z[c];
@@ -44,6 +47,7 @@ TL_CLONES void fwd_rows(const FwdRows& q, int64_t begin, int64_t end, int64_t co
     const float mean = dot_row(t, t, cols) / static_cast<float>(cols);
     q.rstd[r] = 1.0f / std::sqrt(mean + q.eps);
     const float factor = q.rstd[r] * q.scale;
+    TL_IVDEP
     for (int64_t c = 0; c < cols; ++c) h[c] = t[c] * factor;
   }
 }
@@ -65,9 +69,11 @@ TL_CLONES void bwd_rows(
     const float a = q.rstd[r] * q.scale, b = q.rstd[r] * mean / q.scale;
     // ds holds dt until both sums are done.
     if (q.dt_in == nullptr) {
+      TL_IVDEP
       for (int64_t c = 0; c < cols; ++c) ds[c] = a * dh[c] - b * h[c];
     } else {
       const float* dt_in = q.dt_in + r * cols;
+      TL_IVDEP
       for (int64_t c = 0; c < cols; ++c) ds[c] = dt_in[c] + (a * dh[c] - b * h[c]);
     }
     if (q.dz == nullptr) continue;
@@ -75,11 +81,14 @@ TL_CLONES void bwd_rows(
     if (q.z != nullptr) *sum_z += dot_row_f64(ds, q.z + r * cols, cols);
     float* dz = q.dz + r * cols;
     if (q.dz_in == nullptr) {
+      TL_IVDEP
       for (int64_t c = 0; c < cols; ++c) dz[c] = fb * ds[c];
     } else {
       const float* dz_in = q.dz_in + r * cols;
+      TL_IVDEP
       for (int64_t c = 0; c < cols; ++c) dz[c] = dz_in[c] + fb * ds[c];
     }
+    TL_IVDEP
     for (int64_t c = 0; c < cols; ++c) ds[c] *= fa;
   }
 }

@@ -144,6 +144,67 @@ TEST(ResidualRmsnormBwd, SameBitsForAnyThreadCount) {
   EXPECT_EQ(run(1), run(6));
 }
 
+TEST(ResidualRmsnorm, InPlaceGivesTheSameBits) {
+  constexpr int64_t kRows{7}, kCols{45}, kCount{kRows * kCols};
+  std::vector<std::vector<float>> in(6, std::vector<float>(kCount));
+  Rng rng(13, 0);
+  for (std::vector<float>& v : in)
+    for (float& e : v) e = static_cast<float>(rng.normal());
+  const Type all{DType::f32, {kRows, kCols}}, rows{DType::f32, {kRows}};
+  const auto bytes = static_cast<size_t>(kCount) * sizeof(float);
+  std::vector<float> rstd(kRows, 0.7f);
+
+  std::vector<float> s(kCount), t(kCount), h(kCount);
+  std::vector<float> x = in[0], y = in[1], z = in[2];
+  const auto forward = [&](std::vector<float>& s_to, std::vector<float>& t_to) {
+    residual_rmsnorm_fwd({}, {.x = {x.data(), all},
+                              .y = {y.data(), all},
+                              .z = {z.data(), all},
+                              .a = {},
+                              .b = {},
+                              .s = {s_to.data(), all},
+                              .t = {t_to.data(), all},
+                              .h = {h.data(), all},
+                              .rstd = {rstd.data(), rows},
+                              .ca = 0.5,
+                              .cb = 0.3,
+                              .eps = 1e-5});
+  };
+  forward(s, t);
+  const std::vector<float> expected_h = h;
+  forward(y, z);  // s over y, t over z
+  EXPECT_EQ(std::memcmp(s.data(), y.data(), bytes), 0);
+  EXPECT_EQ(std::memcmp(t.data(), z.data(), bytes), 0);
+  EXPECT_EQ(std::memcmp(h.data(), expected_h.data(), bytes), 0);
+
+  std::vector<float> dh = in[3], dt_in = in[4], dz_in = in[5], ds(kCount), dz(kCount);
+  const auto backward = [&](std::vector<float>& ds_to, std::vector<float>& dz_to) {
+    residual_rmsnorm_bwd({}, {.dh = {dh.data(), all},
+                              .h = {h.data(), all},
+                              .rstd = {rstd.data(), rows},
+                              .dt_in = {dt_in.data(), all},
+                              .s = {},
+                              .z = {},
+                              .a = {},
+                              .b = {},
+                              .dz_in = {dz_in.data(), all},
+                              .ds = {ds_to.data(), all},
+                              .dz = {dz_to.data(), all},
+                              .da = {},
+                              .db = {},
+                              .ca = 0.5,
+                              .cb = 0.3});
+  };
+  backward(ds, dz);
+  const std::vector<float> kept = dz_in;
+  backward(dh, dz_in);  // ds over dh, dz over dz_in
+  EXPECT_EQ(std::memcmp(ds.data(), dh.data(), bytes), 0);
+  EXPECT_EQ(std::memcmp(dz.data(), dz_in.data(), bytes), 0);
+  dh = in[3], dz_in = kept;
+  backward(dt_in, dz);  // ds over dt_in
+  EXPECT_EQ(std::memcmp(ds.data(), dt_in.data(), bytes), 0);
+}
+
 TEST(ResidualRmsnorm, RefusesOperandsThatDoNotFit) {
   auto slots = std::make_shared<SlotTable>();
   slots->add({"x", {DType::f32, {2, 4}}, SlotRole::parameter});

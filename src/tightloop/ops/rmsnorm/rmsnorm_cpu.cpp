@@ -21,8 +21,10 @@ TL_CLONES void fwd_rows(const float* x,
     rstd[r] = 1.0f / std::sqrt(mean + eps);
     const float factor = rstd[r] * scale;
     if (weight == nullptr) {
+      TL_IVDEP
       for (int64_t c = 0; c < cols; ++c) y[c] = x[c] * factor;
     } else {
+      TL_IVDEP
       for (int64_t c = 0; c < cols; ++c) y[c] = x[c] * factor * weight[c];
     }
   }
@@ -39,6 +41,7 @@ TL_CLONES void bwd_rows(const float* dy,
     // xhat = y / scale and g = scale * dy, so mean(g * xhat) = mean(dy * y).
     const float mean = dot_row(dy, y, cols) / static_cast<float>(cols);
     const float a = rstd[r] * scale, b = rstd[r] * mean / scale;
+    TL_IVDEP
     for (int64_t c = 0; c < cols; ++c) dx[c] = a * dy[c] - b * y[c];
   }
 }

@@ -11,10 +11,12 @@ constexpr int64_t kGrain = 16384;
 constexpr int64_t kChunk = 1024;  // elements that stay in L1 while they are summed and scaled
 
 TL_CLONES void add_scaled(const float* x, const float* z, float* y, int64_t n, float fa, float fb) {
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) y[i] = fa * x[i] + fb * z[i];
 }
 
 TL_CLONES void scale_both(const float* dy, float* dx, float* dz, int64_t n, float fa, float fb) {
+  TL_IVDEP
   for (int64_t i = 0; i < n; ++i) {
     const float d = dy[i];
     dx[i] = fa * d;

@@ -98,6 +98,51 @@ TEST(ScaledAddBwd, SameBitsForAnyThreadCount) {
   EXPECT_EQ(std::memcmp(few.data(), many.data(), few.size() * sizeof(float)), 0);
 }
 
+TEST(ScaledAdd, InPlaceGivesTheSameBits) {
+  constexpr int64_t kCount{3000};
+  std::vector<float> x(kCount), z(kCount), dy(kCount), y(kCount), dx(kCount), dz(kCount);
+  Rng rng(7, 0);
+  for (std::vector<float>* v : {&x, &z, &dy})
+    for (float& e : *v) e = static_cast<float>(rng.normal());
+  const Type type{DType::f32, {kCount}}, one{DType::f32, {1}};
+  const auto bytes = static_cast<size_t>(kCount) * sizeof(float);
+  const auto backward = [&](std::vector<float>& dx_to) {
+    std::vector<float> a{2.0f}, da{0.0f};
+    std::vector<double> scratch(128);
+    scaled_add_bwd({Device::cpu, std::as_writable_bytes(std::span(scratch))},
+                   {.dy = {dy.data(), type},
+                    .x = {x.data(), type},
+                    .z = {},
+                    .a = {a.data(), one},
+                    .b = {},
+                    .dx = {dx_to.data(), type},
+                    .dz = {dz.data(), type},
+                    .da = {da.data(), one},
+                    .db = {}});
+    return da[0];
+  };
+  const float da = backward(dx);
+  EXPECT_EQ(backward(dy), da);
+  EXPECT_EQ(std::memcmp(dx.data(), dy.data(), bytes), 0);
+
+  const auto forward = [&](std::vector<float>& to) {
+    scaled_add_fwd({}, {.x = {x.data(), type},
+                        .z = {z.data(), type},
+                        .a = {},
+                        .b = {},
+                        .y = {to.data(), type},
+                        .ca = 0.3,
+                        .cb = -1.7});
+  };
+  forward(y);
+  const std::vector<float> kept = x;
+  forward(x);
+  EXPECT_EQ(std::memcmp(y.data(), x.data(), bytes), 0);
+  x = kept;
+  forward(z);
+  EXPECT_EQ(std::memcmp(y.data(), z.data(), bytes), 0);
+}
+
 TEST(ScaledAdd, RefusesAnIndexOutsideTheVectorAndOtherShapes) {
   auto slots = std::make_shared<SlotTable>();
   slots->add({"x", {DType::f32, {2, 4}}, SlotRole::parameter});
