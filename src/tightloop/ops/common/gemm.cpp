@@ -48,11 +48,9 @@ struct Plan {
   Mode mode;
   int threads;
   KBlocks k;
-  int64_t panel_floats;   // from one packed panel of A, or sliver of B, to the next: one cache line
-  int64_t sliver_floats;  // more than it holds, as a multiple of 4 KiB would use few cache sets
-  int64_t k_group;        // K blocks packed at a time
-  int64_t block_n;        // columns packed at a time (shared_b)
-  int64_t shared_floats;  // packed B (shared_b), packed A (few_rows), x as f32 (row_kernels)
+  int64_t k_group;         // K blocks packed at a time
+  int64_t block_n;         // columns packed at a time (shared_b)
+  int64_t shared_floats;   // packed B (shared_b), packed A (few_rows), x as f32 (row_kernels)
   int64_t partial_floats;  // f32 sums of a bf16 C over several K blocks
   int64_t thread_floats;   // per thread: a packed block and one tile
   int64_t total() const { return shared_floats + partial_floats + threads * thread_floats; }
@@ -65,8 +63,6 @@ Plan make_plan(const Kernels& kernels, const Gemm& g, int threads) {
   Plan p{.mode = Mode::shared_b,
          .threads = threads,
          .k = KBlocks(g.K),
-         .panel_floats = 0,
-         .sliver_floats = 0,
          .k_group = 1,
          .block_n = 0,
          .shared_floats = 0,
@@ -79,14 +75,12 @@ Plan make_plan(const Kernels& kernels, const Gemm& g, int threads) {
     p.thread_floats = round_up(kMaxRowKernel * kMaxNr, kAlign);
     return p;
   }
-  p.panel_floats = round_up(p.k.length * mr, kAlign) + kAlign;
-  p.sliver_floats = round_up(p.k.length * nr, kAlign) + kAlign;
+  const int64_t rows = round_up(g.M, mr);
   if (g.M <= kFewRows) {
     p.mode = Mode::few_rows;
-    const int64_t block_floats = ceil_div(g.M, mr) * p.panel_floats;
-    p.k_group = std::clamp<int64_t>(kSharedA / block_floats, 1, p.k.count);
-    p.shared_floats = p.k_group * block_floats;
-    p.thread_floats = kFewRowsBlockN / nr * p.sliver_floats + kTileFloats;
+    p.k_group = std::clamp<int64_t>(kSharedA / (rows * p.k.length), 1, p.k.count);
+    p.shared_floats = round_up(p.k_group * p.k.length * rows, kAlign);
+    p.thread_floats = round_up(p.k.length * kFewRowsBlockN, kAlign) + kTileFloats;
   } else {
     // As wide as fits next to at least four K blocks, so that A is packed few times.
     const int64_t depth = std::min<int64_t>(p.k.count, 4);
@@ -94,8 +88,8 @@ Plan make_plan(const Kernels& kernels, const Gemm& g, int threads) {
     const int64_t chunks = ceil_div(g.N, widest);
     p.block_n = std::min(round_up(ceil_div(g.N, chunks), nr), round_up(g.N, nr));
     p.k_group = std::clamp<int64_t>(kSharedB / (p.block_n * p.k.length), 1, p.k.count);
-    p.shared_floats = p.k_group * (p.block_n / nr) * p.sliver_floats;
-    p.thread_floats = ceil_div(kernels.block_m, mr) * p.panel_floats + kTileFloats;
+    p.shared_floats = round_up(p.k_group * p.k.length * p.block_n, kAlign);
+    p.thread_floats = round_up(p.k.length * round_up(kernels.block_m, mr), kAlign) + kTileFloats;
   }
   if (g.c.dtype == DType::bf16 && p.k.count > 1) p.partial_floats = round_up(g.M * g.N, kAlign);
   return p;
@@ -238,8 +232,8 @@ void Run::multiply(int64_t p0,
                    int64_t b1,
                    int64_t block_floats) const {
   const int64_t mr = kernels.mr, nr = kernels.nr;
-  const int64_t panel_floats = plan.panel_floats;
-  const int64_t sliver_floats = plan.sliver_floats;
+  const int64_t panel_floats = plan.k.length * mr;
+  const int64_t sliver_floats = plan.k.length * nr;
   const int64_t extent = std::min(p1 * mr, g.M) - p0 * mr;
   if (g.symmetric && n0 + s0 * nr >= p0 * mr + extent) return;
   float* tile_buffer = thread_buffer();
@@ -268,7 +262,7 @@ void Run::multiply(int64_t p0,
 void Run::shared_b() const {
   const int64_t mr = kernels.mr, nr = kernels.nr;
   const int64_t panels = ceil_div(g.M, mr);
-  const int64_t sliver_floats = plan.sliver_floats;
+  const int64_t sliver_floats = plan.k.length * nr;
 
   for (int64_t n0 = 0; n0 < g.N; n0 += plan.block_n) {
     const int64_t cols = std::min(plan.block_n, g.N - n0);
@@ -305,8 +299,8 @@ void Run::shared_b() const {
 void Run::few_rows() const {
   const int64_t mr = kernels.mr, nr = kernels.nr;
   const int64_t panels = ceil_div(g.M, mr);
-  const int64_t panel_floats = plan.panel_floats;
-  const int64_t sliver_floats = plan.sliver_floats;
+  const int64_t panel_floats = plan.k.length * mr;
+  const int64_t sliver_floats = plan.k.length * nr;
   const int64_t slivers = ceil_div(g.N, nr);
   const int64_t run = kFewRowsBlockN / nr;
 
