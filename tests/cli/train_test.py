@@ -58,6 +58,9 @@ class Train(Case):
             self.assertIn(f"continued at step {step}", again.stderr)
             self.assertEqual(expected, (losses(run), weights(run, 24)))
 
+    def checkpoint_names(self):
+        return {path.name for path in self.dir.glob("runs/*/checkpoints/step_??????")}
+
     def test_kill_9_and_resume_give_the_same_bits(self):
         whole = self.reference(60)
         expected = losses(whole), weights(whole, 60)
@@ -67,10 +70,11 @@ class Train(Case):
         env = dict(os.environ, TL_HOME=str(self.home / "tl"))
         process = subprocess.Popen(command, cwd=self.dir, env=env, stderr=subprocess.DEVNULL)
         kills = 0
-        for wait in [0.35, 0.5, 0.65, 0.8]:
+        for wait in [0.0, 0.01, 0.03, 0.07]:   # after the next checkpoint: it moves, at any speed
+            known = self.checkpoint_names()
             deadline = time.time() + 60
-            while time.time() < deadline and not list(self.dir.glob("runs/*/checkpoints/step_??????")):
-                time.sleep(0.01)
+            while time.time() < deadline and process.poll() is None and self.checkpoint_names() <= known:
+                time.sleep(0.002)
             time.sleep(wait)
             if process.poll() is not None:
                 break

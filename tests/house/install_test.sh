@@ -13,6 +13,6 @@ tightloop=$scratch/prefix/bin/tightloop
 "$tightloop" --help >/dev/null
 "$tightloop" config show >/dev/null
 "$tightloop" train --preset quick --num-iterations 3 --run-dir run >/dev/null
-test -f run/summary.json
+test -f run/*/summary.json
 test -f "$scratch/prefix/share/doc/tightloop/LICENSE"
 echo "installed program works"
