@@ -14,15 +14,13 @@
 /// What every subcommand shares. The only layer that prints: data to stdout, talk to stderr.
 namespace tightloop::cli {
 
-/// Exit codes, printed in the help.
-enum ExitCode : int {
-  kDone = 0,
-  kJudgedFailed = 1,  // ran, but what was judged failed
-  kUsage = 2,         // usage or configuration
-  kEnvironment = 3,   // no device, out of memory, disk full
-  kBug = 4,
-  kInterrupted = 130,  // after a clean checkpoint
-};
+// Exit codes, printed in the help.
+inline constexpr int kDone{0};
+inline constexpr int kJudgedFailed{1};  // ran, but what was judged failed
+inline constexpr int kUsage{2};         // usage or configuration
+inline constexpr int kEnvironment{3};   // no device, out of memory, disk full
+inline constexpr int kBug{4};
+inline constexpr int kInterrupted{130};  // after a clean checkpoint
 int exit_code(ErrorKind kind);
 
 /// Set by SIGINT and SIGTERM; a second signal ends the process at once.

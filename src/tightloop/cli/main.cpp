@@ -6,9 +6,8 @@
 #include "tightloop/core/build_info.h"
 #include "tightloop/core/log.h"
 
+namespace tightloop::cli {
 namespace {
-
-using namespace tightloop;
 
 constexpr std::string_view kWelcome =
     R"(tightloop trains small GPTs to a loss target and proves every speed-up.
@@ -23,7 +22,7 @@ constexpr std::string_view kWelcome =
 
 /// The first signal asks for a clean end; a second Ctrl-C ends the process at once.
 void on_signal(int signal) {
-  if (cli::g_stop.exchange(true) && signal == SIGINT) std::_Exit(cli::kInterrupted);
+  if (g_stop.exchange(true) && signal == SIGINT) std::_Exit(kInterrupted);
 }
 
 /// The nearest known flag to an unknown argument.
@@ -32,17 +31,17 @@ int refuse_extras(const CLI::App& app, bool json) {
   if (extras.empty()) return -1;
   const std::string word = extras[0].substr(0, extras[0].find('='));
   if (!word.starts_with("-")) {
-    cli::print_error(Error(ErrorKind::usage, fmt::format("unexpected argument '{}'", word))
-                         .with_hint(fmt::format("`tightloop {} --help`", app.get_name())),
-                     json);
-    return cli::kUsage;
+    print_error(Error(ErrorKind::usage, fmt::format("unexpected argument '{}'", word))
+                    .with_hint(fmt::format("`tightloop {} --help`", app.get_name())),
+                json);
+    return kUsage;
   }
   if (word == "--core-metric-every") {
-    cli::print_error(Error(ErrorKind::unsupported,
-                           "--core-metric-every is not available yet: the CORE tasks are not "
-                           "implemented"),
-                     json);
-    return cli::kUsage;
+    print_error(Error(ErrorKind::unsupported,
+                      "--core-metric-every is not available yet: the CORE tasks are not "
+                      "implemented"),
+                json);
+    return kUsage;
   }
   std::vector<std::string> flags;
   for (const CLI::Option* option : app.get_options()) {
@@ -52,13 +51,13 @@ int refuse_extras(const CLI::App& app, bool json) {
   Error error(ErrorKind::usage, fmt::format("unknown flag '{}' for '{}'", word, app.get_name()));
   error.with_hint(near.empty() ? fmt::format("`tightloop {} --help` lists them", app.get_name())
                                : fmt::format("did you mean '{}'?", near));
-  cli::print_error(error, json);
-  return cli::kUsage;
+  print_error(error, json);
+  return kUsage;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int run_command_line(int argc, char** argv) {
   CLI::App app{"Trains small GPTs to a loss target in the least time, and proves every speed-up."};
   app.name("tightloop");
   app.set_version_flag("--version",
@@ -66,26 +65,26 @@ int main(int argc, char** argv) {
   app.footer(
       "Exit codes: 0 done; 1 ran, but what was judged failed; 2 usage or configuration;\n"
       "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint.");
-  cli::Runner run;
-  cli::add_train(app, run);
-  cli::add_eval(app, run);
-  cli::add_generate(app, run);
-  cli::add_explain(app, run);
-  cli::add_check(app, run);
-  cli::add_data(app, run);
-  cli::add_tokenizer(app, run);
-  cli::add_bench(app, run);
-  cli::add_doctor(app, run);
-  cli::add_config(app, run);
+  Runner run;
+  add_train(app, run);
+  add_eval(app, run);
+  add_generate(app, run);
+  add_explain(app, run);
+  add_check(app, run);
+  add_data(app, run);
+  add_tokenizer(app, run);
+  add_bench(app, run);
+  add_doctor(app, run);
+  add_config(app, run);
 
   if (argc == 1) {
-    cli::out(kWelcome);
-    return cli::kDone;
+    out(kWelcome);
+    return kDone;
   }
   bool json = false;
   for (int i = 1; i < argc; ++i) json = json || std::string_view(argv[i]) == "--json";
   set_log_sink([](LogLevel level, std::string_view text) {
-    if (level == LogLevel::warning) cli::talk(fmt::format("warning: {}\n", text));
+    if (level == LogLevel::warning) talk(fmt::format("warning: {}\n", text));
   });
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
@@ -95,8 +94,8 @@ int main(int argc, char** argv) {
     while (!leaf->get_subcommands().empty()) leaf = leaf->get_subcommands()[0];
     if (const int code = refuse_extras(*leaf, json); code >= 0) return code;
     if (!run) {
-      cli::out(leaf->help());
-      return cli::kUsage;
+      out(leaf->help());
+      return kUsage;
     }
     return run();
   } catch (const CLI::CallForHelp& e) {
@@ -107,13 +106,19 @@ int main(int argc, char** argv) {
     Error error(ErrorKind::usage, e.what());
     error.with_hint(
         "`tightloop --help` lists the commands and `tightloop COMMAND --help` its flags");
-    cli::print_error(error, json);
-    return cli::kUsage;
+    print_error(error, json);
+    return kUsage;
   } catch (const Error& e) {
-    cli::print_error(e, json);
-    return cli::exit_code(e.kind());
+    print_error(e, json);
+    return exit_code(e.kind());
   } catch (const std::exception& e) {
-    cli::print_error(Error(ErrorKind::internal, e.what()), json);
-    return cli::kBug;
+    print_error(Error(ErrorKind::internal, e.what()), json);
+    return kBug;
   }
+}
+
+}  // namespace tightloop::cli
+
+int main(int argc, char** argv) {
+  return tightloop::cli::run_command_line(argc, argv);
 }
