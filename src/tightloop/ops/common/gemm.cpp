@@ -405,6 +405,8 @@ void check(const Gemm& g) {
   check_matrix("C", g.c.data, g.c.ld, g.M, g.N);
   const bool needs_e = g.epilogue == GemmEpilogue::relu2_bwd || g.epilogue == GemmEpilogue::add;
   if (needs_e) {
+    if (g.e.data != nullptr && g.e.data == g.c.data)
+      fail(ErrorKind::usage, "gemm: the epilogue's input is C itself, where sums over long K wait");
     check_float("the epilogue's input", g.e.dtype);
     check_matrix("the epilogue's input", g.e.data, g.e.ld, g.M, g.N);
   }

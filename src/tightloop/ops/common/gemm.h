@@ -68,7 +68,7 @@ size_t gemm_batched_scratch_bytes(const Gemm& g, const GemmBatch& batch);
 
 /// C = epilogue(op(A) op(B)), or C += op(A) op(B).
 /// Types:  A, B, C, e each f32 or bf16; products and sums in f32 with fused multiply-add.
-/// Memory: C must not overlap A, B or scratch; e may be C itself. No allocation.
+/// Memory: C must not overlap A, B, e or scratch: sums over long K wait in C. No allocation.
 /// Order:  every element sums over K in an order fixed by the shape: same bits for any number of
 ///         threads and on every machine with fused multiply-add, of whatever vector width.
 /// Errors: Error{shape, dtype, usage} before any work; Error{internal} when scratch is too small.

@@ -457,6 +457,8 @@ TEST(Gemm, SaysWhatIsWrong) {
   bad = g;
   bad.epilogue = GemmEpilogue::add;
   EXPECT_EQ(message(bad), "gemm: the epilogue's input is empty");
+  bad.e = {.data = bad.c.data, .ld = 8};
+  EXPECT_NE(message(bad).find("the epilogue's input is C itself"), std::string::npos);
   bad = g;
   bad.N = 7;
   bad.symmetric = true;

@@ -136,8 +136,11 @@ std::vector<Type> infer_dx(const OpTypes& t, const Attrs&) {
 void run_dx(const Exec& exec, const OpCall& c) {
   const Shape& w = c.inputs[1].shape();
   const ConstTensorView dx_in = c.input(2);
+  const bool in_place = !dx_in.empty() && dx_in.data == c.outputs[0].data;
+  const bool adds = !dx_in.empty() && !in_place;
   run_gemm(exec, GemmForm::nn, c.inputs[0].shape().rows(), w[1], w[0], c.inputs[0], c.inputs[1],
-           c.outputs[0], false, dx_in.empty() ? GemmEpilogue::none : GemmEpilogue::add, dx_in);
+           c.outputs[0], in_place, adds ? GemmEpilogue::add : GemmEpilogue::none,
+           adds ? dx_in : ConstTensorView{});
 }
 
 void run_dx_relu2(const Exec& exec, const OpCall& c) {
@@ -196,9 +199,8 @@ const OpEntry kEntries[] = {
     {{.name = "linear_dx", .infer = infer_dx, .cost = cost_dx, .inplace = {{0, 2}}},
      run_dx,
      scratch_dx},
-    {{.name = "linear_dx_relu2", .infer = infer_dx, .cost = cost_dx, .inplace = {{0, 2}}},
-     run_dx_relu2,
-     scratch_dx},
+    // Not in place of y: the product waits in dx while it is summed, and y is needed at the end.
+    {{.name = "linear_dx_relu2", .infer = infer_dx, .cost = cost_dx}, run_dx_relu2, scratch_dx},
     {{.name = "linear_dw", .infer = infer_dw, .cost = cost_dw}, run_dw, scratch_dw},
 };
 
