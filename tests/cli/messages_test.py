@@ -1,8 +1,10 @@
 """Bad input: each gets a message with what, where and the next step, an exit code, and loses nothing."""
 import json
 import os
+import resource
 import struct
 import subprocess
+import time
 import unittest
 
 import common
@@ -45,7 +47,19 @@ class Messages(Case):
         self.fails(2, "train", "--window-pattern", "XL", "--data", self.data, says=["S (short)"])
         self.fails(2, "train", "--data", self.data, *TINY, "--total-batch-size", "500",
                    "--num-iterations", "2", says=["500", "448", "512"])
-        self.fails(2, "train", "--data", self.data, *TINY, "--head-dim", "15", says=["odd"])
+        self.fails(2, "train", "--data", self.data, *TINY, "--total-batch-size", "10",
+                   "--num-iterations", "2", hint="64")
+        self.fails(2, "train", "--data", self.data, *TINY, "--head-dim", "15",
+                   says=["head size 15 is odd", "14 and 16"])
+        self.fails(2, "train", "--data", self.data, *TINY, "--aspect-ratio", "8", "--head-dim", "8",
+                   says=["width 8 is too small"])
+        self.fails(2, "train", "--data", self.data, *TINY, "--max-seq-len", "9000",
+                   "--total-batch-size", "9000", "--num-iterations", "1",
+                   says=["validation data"], hint="--max-seq-len")
+        self.fails(2, "train", "--data", self.data, *TINY, "--num-iterations", "0",
+                   says=["--num-iterations"])
+        self.fails(2, "train", "--data", self.data, *TINY, "--target-metric", "accuracy",
+                   "--num-iterations", "1", says=["accuracy", "val_bpb"])
 
     def test_toml(self):
         (self.dir / "bad.toml").write_text("[model]\ndepth = = 3\n")
@@ -80,34 +94,127 @@ class Messages(Case):
         path.unlink()
         self.fails(3, "train", "--data", folder, *TINY, hint="--tokenizer")
 
-    def test_checkpoints(self):
-        done = self.train("--num-iterations", "3", "--eval-every", "-1")
+    def trained(self, *args):
+        done = self.train("--num-iterations", "4", "--eval-every", "-1", *args)
         self.assertEqual(done.returncode, 0, done.stderr)
-        run = self.only_run()
+        return self.only_run()
+
+    def test_checkpoints(self):
+        run = self.trained()
         checkpoint = next((run / "checkpoints").glob("step_*"))
-        self.fails(3, "generate", "nowhere", says=["nowhere"])
-        self.fails(2, "train", "--resume", run, "--depth", "2", says=["another model"])
+        self.fails(3, "generate", "nowhere", says=["nowhere"], hint="ls -t runs")
+        self.fails(3, "generate", self.data, says=["no complete checkpoint"])
+        self.fails(2, "train", "--resume", run, "--depth", "2", says=["another model"],
+                   hint="leave out the model flags")
         model = checkpoint / "model.safetensors"
         good = model.read_bytes()
         model.write_bytes(good[:-8])
-        self.assertNotEqual(self.run_tool("generate", run).returncode, 0)
+        self.fails(2, "generate", checkpoint, says=["model.safetensors", "bytes, expected"])
+        self.fails(3, "generate", run, says=["no complete checkpoint"])
         model.write_bytes(b"\xff" * 8 + good[8:])
+        self.fails(2, "generate", checkpoint, says=["model.safetensors"])
+        model.write_bytes(b"PK\x03\x04" + good[4:])
         self.fails(2, "generate", checkpoint, says=["model.safetensors"])
         model.write_bytes(good)
         self.assertEqual(self.run_tool("generate", run, "--max-tokens", "2").returncode, 0)
 
+    def test_flipped_bits_in_a_checkpoint(self):
+        run = self.trained()
+        checkpoint = next((run / "checkpoints").glob("step_*"))
+        for name, commands in [
+                ("model.safetensors", [["generate", run], ["eval", run],
+                                       ["train", "--resume", run, "--num-iterations", "6"]]),
+                ("optimizer.safetensors", [["train", "--resume", run, "--num-iterations", "6"]])]:
+            path = checkpoint / name
+            good = path.read_bytes()
+            at = len(good) * 3 // 4
+            path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1:])
+            for command in commands:
+                self.fails(2, *command, says=[name, "bytes have changed", "checksum"],
+                           hint="another checkpoint")
+            path.write_bytes(good)
+        self.assertEqual((run / "steps.bin").stat().st_size, 4 * 64)
+        again = self.run_tool("train", "--resume", run, "--num-iterations", "6")
+        self.assertEqual(again.returncode, 0, again.stderr)
+
+    def test_parts_of_a_checkpoint_missing_or_foreign(self):
+        run = self.trained("--save-every", "2")
+        older, newer = sorted((run / "checkpoints").glob("step_*"))
+        (newer / "COMPLETE").unlink()   # never finished: the one before counts
+        shown = self.run_tool("generate", run, "--max-tokens", "2", "--json")
+        self.assertEqual(json.loads(shown.stdout)["checkpoint"], str(older))
+        self.fails(2, "generate", newer, says=["COMPLETE", "never finished"])
+        for name in ["model.safetensors", "optimizer.safetensors", "config.json", "state.json",
+                     "tokenizer.json", "checksums.json"]:
+            path = older / name
+            good = path.read_bytes()
+            path.unlink()
+            self.assertEqual(self.run_tool("train", "--resume", run).returncode, 3, name)
+            # Another file of the same size. A run goes on with the tokenizer of its data.
+            path.write_bytes(b"[1]".ljust(len(good)))
+            command = ["generate"] if name == "tokenizer.json" else ["train", "--resume"]
+            self.fails(2, *command, run, says=[name])
+            path.write_bytes(good)
+        again = self.run_tool("train", "--resume", run)
+        self.assertEqual(again.returncode, 0, again.stderr)
+
     def test_vocabulary_mismatch(self):
-        done = self.train("--num-iterations", "2", "--eval-every", "-1")
-        self.assertEqual(done.returncode, 0, done.stderr)
+        run = self.trained()
+        checkpoint = next((run / "checkpoints").glob("step_*"))
         large = self.dir / "large"
         made = self.run_tool("data", "synth", large, "--corpus", "large", "--train-tokens", "20000",
                              "--val-tokens", "5000")
         self.assertEqual(made.returncode, 0, made.stderr)
-        self.fails(2, "eval", self.only_run(), "--data", large, says=["another tokenizer"])
+        # Data and checkpoint.
+        self.fails(2, "eval", run, "--data", large, says=["another tokenizer"])
+        self.fails(2, "train", "--resume", run, "--data", large, says=["another model"])
+        # Data and tokenizer: ids that the tokenizer does not have.
+        self.fails(2, "train", "--data", large, *TINY, "--num-iterations", "1", "--tokenizer",
+                   self.data, says=["vocabulary"])
+        # Tokenizer and checkpoint.
+        tokenizer = checkpoint / "tokenizer.json"
+        own = tokenizer.read_bytes()
+        marker = checkpoint / "COMPLETE"
+        listed = marker.read_text()
+        other = (large / "tokenizer.json").read_bytes()
+        tokenizer.write_bytes(other)
+        self.fails(2, "generate", checkpoint, says=["tokenizer.json", "bytes, expected"])
+        marker.write_text(listed.replace(f"{len(own)} tokenizer", f"{len(other)} tokenizer"))
+        self.fails(2, "generate", run, says=["the tokenizer has"])
+        self.fails(2, "eval", run, "--data", self.data, says=["the tokenizer has"])
+        # The same number of words, other words: told apart by the hash.
+        swapped = self.shards()
+        words = (swapped / "tokenizer.json").read_text()
+        self.assertIn('"the"', words)
+        (swapped / "tokenizer.json").write_text(words.replace('"the"', '"thy"'))
+        tokenizer.write_bytes(own)
+        marker.write_text(listed)
+        self.fails(2, "train", "--resume", run, "--data", swapped, "--num-iterations", "6",
+                   says=["not the one the checkpoint was trained with"])
+        self.fails(2, "eval", run, "--data", swapped, says=["another tokenizer"])
 
     def test_plan_larger_than_memory(self):
+        # The model is too large, and then the micro-batch.
         self.fails(3, "train", "--data", self.data, "--depth", "200", "--num-iterations", "1",
-                   "--total-batch-size", "65536", says=["GiB", "by purpose"], hint="--")
+                   "--device-batch-size", "1", "--max-seq-len", "64", "--total-batch-size", "64",
+                   says=["the plan needs", "GiB are free", "by purpose", "parameters", "optimizer"],
+                   hint="--depth 100")
+        self.fails(3, "train", "--data", self.data, *TINY, "--num-iterations", "1",
+                   "--device-batch-size", "500000", "--total-batch-size", "32000000",
+                   says=["the plan needs", "activations"], hint="--device-batch-size 250000")
+
+    def test_system_refuses_memory(self):
+        # Less address space than the plan: found out only when it is asked for.
+        limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+        result = subprocess.run([common.BINARY, "train", "--data", str(self.data), *TINY,
+                                 "--num-iterations", "1", "--device-batch-size", "20000",
+                                 "--total-batch-size", "1280000"], cwd=self.dir, preexec_fn=limit,
+                                capture_output=True, text=True)
+        self.assertEqual(result.returncode, 3, result.stderr)
+        self.assertIn("the plan needs", result.stderr)
+        self.assertIn("activations", result.stderr)
+        self.assertIn("hint: use a smaller micro-batch: `--device-batch-size 10000`", result.stderr)
+        self.assertFalse((self.dir / "runs").exists())
 
     def test_run_folder_in_use(self):
         process = subprocess.Popen([common.BINARY, "train", "--data", str(self.data), *TINY,
@@ -118,7 +225,6 @@ class Messages(Case):
             for _ in range(3000):
                 if list(self.dir.glob("runs/*/checkpoints/step_??????")):
                     break
-                import time
                 time.sleep(0.02)
             self.fails(3, "train", "--resume", self.only_run(), says=["in use", str(process.pid)])
         finally:
@@ -129,6 +235,30 @@ class Messages(Case):
         (self.dir / "file").write_text("")
         self.fails(3, "train", "--data", self.data, *TINY, "--num-iterations", "1", "--run-dir",
                    "file/x", says=["cannot make a run folder"], hint="ls -l")
+        closed = self.dir / "closed"
+        closed.mkdir()
+        closed.chmod(0o555)
+        # Root may write everywhere but here.
+        place = "/sys/runs" if os.geteuid() == 0 else closed / "runs"
+        self.fails(3, "train", "--data", self.data, *TINY, "--num-iterations", "1", "--run-dir",
+                   place, says=["cannot make a run folder", "runs"], hint="ls -ld")
+        self.fails(3, "data", "synth", place, says=["runs"], hint="ls -ld")
+        text = self.dir / "text.txt"
+        text.write_text("the cat sat. " * 500)
+        self.fails(3, "tokenizer", "train", text, "-o", f"{place}/t.json", "--vocab-size", "300",
+                   says=["t.json"])
+
+    def test_two_runs_at_once_have_folders_of_their_own(self):
+        commands = [subprocess.Popen([common.BINARY, "train", "--data", str(self.data), *TINY,
+                                      "--num-iterations", "3", "--eval-every", "-1"],
+                                     cwd=self.dir, stderr=subprocess.PIPE) for _ in range(2)]
+        for process in commands:
+            _, stderr = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 0, stderr.decode())
+        runs = [path for path in (self.dir / "runs").iterdir() if path.is_dir()]
+        self.assertEqual(len(runs), 2)
+        rows = (self.dir / "runs" / "results.csv").read_text().splitlines()
+        self.assertEqual(len(rows), 3)
 
     def test_non_finite_loss_names_step_and_tensor(self):
         result = self.train("--num-iterations", "40", "--lr-mult", "1e30", "--eval-every", "-1",

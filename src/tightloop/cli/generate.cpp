@@ -42,6 +42,7 @@ int run_generate(GenerateFlags& flags) {
                      config.sequence_len));
 
   Decoder decoder(config, parse_dtype(flags.dtype), needed);
+  check_checkpoint_sum(checkpoint, CheckpointFiles::kModel);
   const SafetensorsFile weights(checkpoint + "/" + std::string(CheckpointFiles::kModel));
   for (const NanochatParameter& p : nanochat_parameters(config))
     decoder.set_parameter(p.name, weights.at(p.name));

@@ -1,6 +1,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <exception>
+#include <new>
 
 #include "tightloop/cli/app.h"
 #include "tightloop/core/build_info.h"
@@ -88,6 +89,7 @@ int run_command_line(int argc, char** argv) {
   });
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file at its size limit is an error of write()
   try {
     app.parse(argc, argv);
     const CLI::App* leaf = &app;
@@ -111,6 +113,10 @@ int run_command_line(int argc, char** argv) {
   } catch (const Error& e) {
     print_error(e, json);
     return exit_code(e.kind());
+  } catch (const std::bad_alloc&) {
+    const Error error(ErrorKind::oom, "memory ran out");
+    print_error(error, json);
+    return exit_code(error.kind());
   } catch (const std::exception& e) {
     print_error(Error(ErrorKind::internal, e.what()), json);
     return kBug;

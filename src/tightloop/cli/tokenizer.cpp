@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <iostream>
 #include <iterator>
@@ -98,16 +100,24 @@ struct CodeFlags {
 };
 
 int run_encode(const CodeFlags& flags) {
+  using Clock = std::chrono::steady_clock;
   const Tokenizer tokenizer = Tokenizer::load(flags.tokenizer);
-  const std::vector<int32_t> ids = tokenizer.encode(
-      read_all(flags.file), flags.specials ? SpecialTokens::recognise : SpecialTokens::as_text);
+  const std::string text = read_all(flags.file);
+  const Clock::time_point start = Clock::now();
+  const std::vector<int32_t> ids =
+      tokenizer.encode(text, flags.specials ? SpecialTokens::recognise : SpecialTokens::as_text);
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const double rate = 1e-6 * static_cast<double>(text.size()) / std::max(seconds, 1e-9);
   if (flags.json) {
-    out(OrderedJson{{"v", 1}, {"ids", ids}}.dump() + "\n");
+    out(OrderedJson{{"v", 1}, {"ids", ids}, {"bytes", text.size()}, {"mb_per_sec", rate}}.dump() +
+        "\n");
     return kDone;
   }
   std::string line;
   for (size_t i = 0; i < ids.size(); ++i) line += (i > 0 ? " " : "") + std::to_string(ids[i]);
   out(line + "\n");
+  talk(fmt::format("{} bytes, {} tokens: {:.1f} MB/s on one thread\n", text.size(), ids.size(),
+                   rate));
   return kDone;
 }
 

@@ -23,7 +23,10 @@ std::string step_slot(std::string_view what, int64_t count) {
 
 }  // namespace
 
-Decoder::Decoder(const NanochatConfig& config, DType dtype, int64_t positions)
+Decoder::Decoder(const NanochatConfig& config,
+                 DType dtype,
+                 int64_t positions,
+                 const SlotStore* weights)
     : config_(config),
       positions_(std::max(positions, kChunk)),
       table_(std::make_shared<SlotTable>()) {
@@ -47,7 +50,7 @@ Decoder::Decoder(const NanochatConfig& config, DType dtype, int64_t positions)
     plans_.push_back(make_plan(program, Device::cpu));
     programs.push_back(std::move(program));
   }
-  slots_ = std::make_unique<SlotStore>(table_, Device::cpu);
+  slots_ = std::make_unique<SlotStore>(table_, Device::cpu, weights);
   workspace_ = std::make_unique<Workspace>(std::vector<const Plan*>{&plans_[0], &plans_[1]});
   steps_.push_back(make_step(kChunk, std::move(programs[0]), plans_[0]));
   steps_.push_back(make_step(1, std::move(programs[1]), plans_[1]));

@@ -21,8 +21,12 @@ class Decoder {
   static constexpr int64_t kChunk = 32;  // tokens of a prompt chunk
 
   /// Weights are stored as `dtype` (f32 or bf16). `positions`: how many tokens fit in the cache (at
-  /// least kChunk).
-  Decoder(const NanochatConfig& config, DType dtype, int64_t positions);
+  /// least kChunk). `weights`: a store that has them already as `dtype`, to be read where they lie;
+  /// it must outlive the decoder.
+  Decoder(const NanochatConfig& config,
+          DType dtype,
+          int64_t positions,
+          const SlotStore* weights = nullptr);
 
   const NanochatConfig& config() const { return config_; }
   int64_t positions() const { return positions_; }

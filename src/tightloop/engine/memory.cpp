@@ -9,7 +9,7 @@
 namespace tightloop {
 namespace {
 
-std::atomic<int64_t> g_block_bytes{0};
+std::atomic<int64_t> g_block_bytes{0}, g_peak_bytes{0};
 
 }  // namespace
 
@@ -21,7 +21,10 @@ MemoryBlock::MemoryBlock(int64_t bytes) : bytes_(bytes) {
     fail(ErrorKind::oom, "cannot allocate {:.1f} MiB", static_cast<double>(bytes) / 0x1p20);
   madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   data_ = static_cast<std::byte*>(p);
-  g_block_bytes += bytes;
+  const int64_t now = g_block_bytes += bytes;
+  for (int64_t peak = g_peak_bytes.load(); peak < now;) {
+    if (g_peak_bytes.compare_exchange_weak(peak, now)) break;
+  }
 }
 
 MemoryBlock::~MemoryBlock() {
@@ -43,17 +46,32 @@ int64_t memory_block_bytes() {
   return g_block_bytes.load();
 }
 
-SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device)
+int64_t peak_memory_block_bytes() {
+  return g_peak_bytes.load();
+}
+
+SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device, const SlotStore* lender)
     : table_(std::move(table)), device_(device) {
+  TL_CHECK(lender == nullptr || lender->device() == device);
   int64_t offset = 0;
   std::vector<int64_t> offsets;
   for (const Slot& slot : table_->all()) {
+    const std::optional<SlotId> lent =
+        lender == nullptr ? std::nullopt : lender->table().find(slot.name);
+    const Slot* other = lent ? &lender->table()[*lent] : nullptr;
+    if (other != nullptr && other->type == slot.type && other->role == slot.role) {
+      views_.push_back(lender->view(*lent));
+      offsets.push_back(-1);
+      continue;
+    }
     views_.push_back({nullptr, type_on(device, slot.type)});
     offsets.push_back(offset);
     offset += align_up(views_.back().bytes());
   }
   block_ = MemoryBlock(offset);
-  for (size_t i = 0; i < views_.size(); ++i) views_[i].data = block_.data() + offsets[i];
+  for (size_t i = 0; i < views_.size(); ++i) {
+    if (offsets[i] >= 0) views_[i].data = block_.data() + offsets[i];
+  }
 }
 
 }  // namespace tightloop

@@ -34,13 +34,18 @@ class MemoryBlock {
   int64_t bytes_ = 0;
 };
 
-/// Bytes of all living MemoryBlocks: what plans are compared with.
+/// Bytes of all living MemoryBlocks: what plans are compared with. And the most there ever were.
 int64_t memory_block_bytes();
+int64_t peak_memory_block_bytes();
 
 /// The memory of every slot of a table on one device. On the reference device floats are float64.
 class SlotStore {
  public:
-  SlotStore(std::shared_ptr<const SlotTable> table, Device device);
+  /// Slots that `lender` has under the same name with the same type and role lie in its memory; it
+  /// must outlive this store.
+  SlotStore(std::shared_ptr<const SlotTable> table,
+            Device device,
+            const SlotStore* lender = nullptr);
 
   Device device() const { return device_; }
   const SlotTable& table() const { return *table_; }

@@ -64,8 +64,9 @@ void NanochatConfig::check() const {
     fail(ErrorKind::usage, "{} query heads are not a multiple of {} key/value heads", n_head,
          n_kv_head);
   if (head_dim() % 2 != 0)
-    fail(ErrorKind::usage, "head size {} is odd: rotary positions need an even one, such as {}",
-         head_dim(), head_dim() + 1);
+    fail(ErrorKind::usage,
+         "head size {} is odd, rotary positions need an even one: the nearest are {} and {}",
+         head_dim(), head_dim() - 1, head_dim() + 1);
   const int64_t needed = newer(*this) ? kSmearChannels : gate_channels();
   if (n_embd < needed)
     fail(ErrorKind::usage, "width {} is too small: the gates read the first {} channels", n_embd,

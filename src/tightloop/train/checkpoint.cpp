@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tightloop/core/checksum.h"
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/io/safetensors.h"
 #include "tightloop/model/nanochat_init.h"
@@ -43,6 +44,10 @@ void load_role(const std::string& path, const SlotStore& slots, SlotRole role) {
   }
 }
 
+std::string sum_of(const std::string& path) {
+  return fmt::format("{:016x}", checksum_file(path));
+}
+
 std::string read_text(const std::string& path) {
   const MappedFile file(path);
   return {reinterpret_cast<const char*>(file.data()), static_cast<size_t>(file.size())};
@@ -67,6 +72,10 @@ void save_checkpoint(const std::string& folder,
   write_file_atomically(in(pending.path(), CheckpointFiles::kConfig), nanochat_config_json(config));
   write_file_atomically(in(pending.path(), CheckpointFiles::kState), state.dump(1));
   write_file_atomically(in(pending.path(), CheckpointFiles::kTokenizer), tokenizer_json);
+  OrderedJson sums;
+  for (const std::string_view file : {CheckpointFiles::kModel, CheckpointFiles::kOptimizer})
+    sums[std::string(file)] = sum_of(in(pending.path(), file));
+  write_file_atomically(in(pending.path(), CheckpointFiles::kSums), sums.dump(1) + "\n");
   pending.publish();
 }
 
@@ -105,12 +114,25 @@ std::string find_checkpoint(const std::string& path) {
       .with_hint("a run folder has checkpoints/step_NNNNNN; train with --save-every to have more");
 }
 
+void check_checkpoint_sum(const std::string& checkpoint, std::string_view file) {
+  const std::string sums = in(checkpoint, CheckpointFiles::kSums), path = in(checkpoint, file);
+  const std::string expected = get_string(read_json(sums), file, sums), got = sum_of(path);
+  if (got != expected)
+    throw Error(ErrorKind::data, fmt::format("{}: its bytes have changed since it was written: "
+                                             "checksum {}, expected {}",
+                                             path, got, expected))
+        .with_hint("use another checkpoint of the run, or copy this one again");
+}
+
 void load_checkpoint_slots(const std::string& checkpoint,
                            const SlotStore& slots,
                            bool with_optimizer) {
-  load_role(in(checkpoint, CheckpointFiles::kModel), slots, SlotRole::parameter);
-  if (with_optimizer)
-    load_role(in(checkpoint, CheckpointFiles::kOptimizer), slots, SlotRole::optimizer);
+  const auto load = [&](std::string_view file, SlotRole role) {
+    check_checkpoint_sum(checkpoint, file);
+    load_role(in(checkpoint, file), slots, role);
+  };
+  load(CheckpointFiles::kModel, SlotRole::parameter);
+  if (with_optimizer) load(CheckpointFiles::kOptimizer, SlotRole::optimizer);
 }
 
 Json load_checkpoint_state(const std::string& checkpoint) {

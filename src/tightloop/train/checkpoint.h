@@ -13,14 +13,15 @@ namespace tightloop {
 
 /// A checkpoint is a folder `step_000123`: model.safetensors (nanochat's names),
 /// optimizer.safetensors, config.json (the model), state.json (step, data cursor, loop state),
-/// tokenizer.json, and COMPLETE, written last. It is made under a temporary name and renamed, so
-/// one that can be found is whole.
+/// tokenizer.json, checksums.json (of the tensor files), and COMPLETE, written last. It is made
+/// under a temporary name and renamed, so one that can be found is whole.
 struct CheckpointFiles {
   static constexpr std::string_view kModel = "model.safetensors";
   static constexpr std::string_view kOptimizer = "optimizer.safetensors";
   static constexpr std::string_view kConfig = "config.json";
   static constexpr std::string_view kState = "state.json";
   static constexpr std::string_view kTokenizer = "tokenizer.json";
+  static constexpr std::string_view kSums = "checksums.json";
 };
 
 /// "step_000123".
@@ -42,6 +43,9 @@ void prune_checkpoints(const std::string& folder, int64_t keep);
 /// The checkpoint that a path means: itself, or the newest complete one of a run folder.
 /// Error{io} with a hint when there is none.
 std::string find_checkpoint(const std::string& path);
+
+/// A tensor file must hold the bytes that were written: Error{data}.
+void check_checkpoint_sum(const std::string& checkpoint, std::string_view file);
 
 /// Reads the slots back; every parameter and optimizer slot must be there with its type.
 /// Error{data} naming file and tensor.

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/file.h"
+#include "tightloop/core/log.h"
 #include "tightloop/io/csv.h"
 
 namespace tightloop {
@@ -27,24 +28,21 @@ std::string date_today() {
   return fmt::format("{:04}{:02}{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday);
 }
 
-[[noreturn]] void fail_write(const std::string& path) {
-  const int code = errno;
-  throw Error(ErrorKind::io, fmt::format("cannot write {}: {}", path, std::strerror(code)))
-      .with_hint(code == ENOSPC ? "free some disk, then continue with `tightloop train --resume`"
-                                : "choose another folder with --run-dir");
-}
-
+/// All of `data` or nothing: what a full disk took of it is cut off again.
 void append(const std::string& path, const void* data, size_t bytes) {
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (fd < 0) fail_write(path);
+  if (fd < 0) fail_errno(errno, "open for appending", path);
+  const off_t before = ::lseek(fd, 0, SEEK_END);
   const char* at = static_cast<const char*>(data);
   while (bytes > 0) {
     const ssize_t n = ::write(fd, at, bytes);
+    if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
       const int code = errno;
+      if (before < 0 || ::ftruncate(fd, before) != 0)
+        log(LogLevel::warning, fmt::format("{}: ends in a torn record", path));
       ::close(fd);
-      errno = code;
-      fail_write(path);
+      fail_errno(code, "write", path);
     }
     at += n;
     bytes -= static_cast<size_t>(n);
@@ -127,6 +125,7 @@ void RunFolder::write_run_json(const OrderedJson& json) const {
 void RunFolder::add_step(const StepRecord& record) {
   {
     const std::lock_guard guard(mutex_);
+    if (error_) std::rethrow_exception(error_);
     steps_.push_back(record);
   }
   changed_.notify_all();
@@ -157,10 +156,12 @@ void RunFolder::work() {
     steps_.clear();
     lines_.clear();
     busy_ = true;
+    const bool failed = error_ != nullptr;
     lock.unlock();
     std::exception_ptr error;
     try {
-      if (!steps.empty())
+      // Never behind a record that is missing.
+      if (!steps.empty() && !failed)
         append(file("steps.bin"), steps.data(), steps.size() * sizeof(StepRecord));
       if (!text.empty()) append(file("log.txt"), text.data(), text.size());
     } catch (...) {
@@ -176,7 +177,7 @@ void RunFolder::work() {
 void RunFolder::flush() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return steps_.empty() && lines_.empty() && !busy_; });
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  if (error_) std::rethrow_exception(error_);
 }
 
 void RunFolder::finish(const OrderedJson& summary) {

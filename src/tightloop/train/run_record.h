@@ -56,6 +56,7 @@ class RunFolder {
   std::string file(std::string_view name) const;
 
   void write_run_json(const OrderedJson& json) const;
+  /// Throws what went wrong with an earlier record: a run whose record has a gap must not go on.
   void add_step(const StepRecord& record);
   void add_eval(const EvalRecord& record);
   void add_log(std::string_view line);

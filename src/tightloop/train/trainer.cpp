@@ -22,6 +22,7 @@
 #include "tightloop/train/checkpoint.h"
 #include "tightloop/train/data/loader.h"
 #include "tightloop/train/data/synth.h"
+#include "tightloop/train/derive.h"
 
 namespace tightloop {
 namespace {
@@ -148,10 +149,8 @@ struct Trainer::Impl {
 
   /// Everything that follows from --depth and the flags.
   void resolve() {
-    const Recipe recipe = config.recipe;
-    plan.model =
-        nanochat_from_depth(recipe, config.depth, config.aspect_ratio, config.head_dim,
-                            config.max_seq_len, tokenizer->vocab_size(), config.window_pattern);
+    Derived d = derive(config, tokenizer->vocab_size());
+    plan.model = d.model;
     if (!resume_checkpoint.empty()) {
       const NanochatConfig saved = load_checkpoint_config(resume_checkpoint);
       if (!(saved == plan.model))
@@ -161,66 +160,27 @@ struct Trainer::Impl {
                                 nanochat_config_json(saved), nanochat_config_json(plan.model)))
             .with_hint("leave out the model flags: --resume takes them from the run");
     }
-    plan.sizes = nanochat_sizes(plan.model);
-    const NanochatConfig reference =
-        nanochat_from_depth(recipe, 12, config.aspect_ratio, config.head_dim, config.max_seq_len,
-                            tokenizer->vocab_size(), config.window_pattern);
-    BaseRates rates = default_rates(recipe);
-    rates.matrix_lr = config.matrix_lr.value_or(rates.matrix_lr);
-    rates.embedding_lr = config.embedding_lr.value_or(rates.embedding_lr);
-    rates.unembedding_lr = config.unembedding_lr.value_or(rates.unembedding_lr);
-    rates.scalar_lr = config.scalar_lr.value_or(rates.scalar_lr);
-    rates.weight_decay = config.weight_decay.value_or(rates.weight_decay);
-
-    const double ratio = config.target_param_data_ratio.value_or(default_param_data_ratio(recipe));
-    plan.transfer = transfer({.scaling_params = plan.sizes.scaling,
-                              .reference_scaling_params = nanochat_sizes(reference).scaling,
-                              .flops_per_token = static_cast<double>(plan.sizes.flops_per_token),
-                              .num_iterations = config.num_iterations,
-                              .target_flops = config.target_flops,
-                              .target_param_data_ratio = ratio,
-                              .total_batch_size = config.total_batch_size,
-                              .sequence_len = config.max_seq_len,
-                              .device_batch_size = config.device_batch_size,
-                              .matrix_lr = rates.matrix_lr,
-                              .weight_decay = rates.weight_decay,
-                              .batch_mult = config.batch_mult,
-                              .lr_mult = config.lr_mult,
-                              .wd_mult = config.wd_mult});
-    const Transfer& t = plan.transfer;
-    plan.rows_per_step = t.batch / config.max_seq_len;
-    if (config.device_batch_size > plan.rows_per_step) {
+    plan.sizes = d.sizes;
+    plan.transfer = d.transfer;
+    plan.rows_per_step = d.rows_per_step;
+    plan.micro_steps = d.micro_steps;
+    plan.groups = std::move(d.groups);
+    plan.param_data_ratio = static_cast<double>(d.transfer.batch) *
+                            static_cast<double>(d.transfer.steps) /
+                            static_cast<double>(d.sizes.scaling);
+    if (d.device_batch_size != config.device_batch_size) {
       plan.notes.push_back(
           fmt::format("a step has {} sequences, so the micro-batch has too (not {})",
-                      plan.rows_per_step, config.device_batch_size));
-      config.device_batch_size = plan.rows_per_step;
+                      d.rows_per_step, config.device_batch_size));
+      config.device_batch_size = d.device_batch_size;
     }
-    plan.micro_steps =
-        (plan.rows_per_step + config.device_batch_size - 1) / config.device_batch_size;
-    plan.param_data_ratio = static_cast<double>(t.batch) * static_cast<double>(t.steps) /
-                            static_cast<double>(plan.sizes.scaling);
-
-    ScheduleOptions schedule_options = default_schedule(recipe);
-    schedule_options.warmup_steps = config.warmup_steps.value_or(schedule_options.warmup_steps);
-    schedule_options.warmdown_ratio =
-        config.warmdown_ratio.value_or(schedule_options.warmdown_ratio);
-    schedule_options.final_lr_frac = config.final_lr_frac.value_or(schedule_options.final_lr_frac);
-    schedule_options.warmdown_shape = config.warmdown_shape;
-    schedule = std::make_unique<Schedule>(recipe, t.steps, schedule_options);
-
-    std::vector<NamedShape> shapes;
-    for (const NanochatParameter& p : nanochat_parameters(plan.model))
-      shapes.push_back({p.name, p.shape});
-    plan.groups =
-        nanochat_groups(recipe, shapes, plan.model.n_embd, rates, t.lr_factor, t.weight_decay);
+    schedule = std::make_unique<Schedule>(config.recipe, d.transfer.steps, d.schedule);
     if (config.target_metric != "val_bpb" && config.target_metric != "val_loss")
       fail(ErrorKind::usage, "--target-metric '{}' must be val_bpb or val_loss",
            config.target_metric);
 
     // Validation: whole micro-batches, at most once over the validation tokens.
     const int64_t micro_tokens = config.device_batch_size * config.max_seq_len;
-    const int64_t wanted = config.eval_tokens.value_or(
-        (recipe == Recipe::nanochat_2026_07 ? 80 : 40) * int64_t{524288});
     int64_t available = 0;
     for (const std::string& path : val_documents.shards) available += TokenShard(path).count();
     if (available <= config.max_seq_len)
@@ -229,12 +189,12 @@ struct Trainer::Impl {
           fmt::format("the validation data has {} tokens; one row of sequence length {} needs {}",
                       available, config.max_seq_len, config.max_seq_len + 1))
           .with_hint("use more validation text, or a shorter --max-seq-len");
-    plan.eval_batches = std::max<int64_t>(1, wanted / micro_tokens);
+    plan.eval_batches = std::max<int64_t>(1, d.eval_tokens / micro_tokens);
     const int64_t most = std::max<int64_t>(1, available / micro_tokens);
     if (plan.eval_batches > most) {
       plan.notes.push_back(
           fmt::format("--eval-tokens {} is more than the {} validation tokens: evaluating on {}",
-                      wanted, available, most * micro_tokens));
+                      d.eval_tokens, available, most * micro_tokens));
       plan.eval_batches = most;
     }
     plan.eval_tokens = static_cast<double>(plan.eval_batches * micro_tokens);
@@ -256,7 +216,12 @@ struct Trainer::Impl {
 
   void check_memory() const {
     const int64_t available = memory_available_bytes();
-    if (plan.memory_bytes <= available) return;
+    if (plan.memory_bytes > available)
+      fail_memory(fmt::format("{:.2f} GiB are free", static_cast<double>(available) / 0x1p30));
+  }
+
+  /// The plan by purpose, and the flag that helps most.
+  [[noreturn]] void fail_memory(const std::string& limit) const {
     std::vector<MemoryLine> lines = plan.memory;
     std::sort(lines.begin(), lines.end(),
               [](const MemoryLine& a, const MemoryLine& b) { return a.bytes > b.bytes; });
@@ -265,9 +230,8 @@ struct Trainer::Impl {
       table += fmt::format("{}{} {:.2f}", table.empty() ? "" : ", ", line.purpose,
                            static_cast<double>(line.bytes) / 0x1p30);
     Error error(ErrorKind::oom,
-                fmt::format("the plan needs {:.2f} GiB, {:.2f} GiB are free; by purpose (GiB): {}",
-                            static_cast<double>(plan.memory_bytes) / 0x1p30,
-                            static_cast<double>(available) / 0x1p30, table));
+                fmt::format("the plan needs {:.2f} GiB, {}; by purpose (GiB): {}",
+                            static_cast<double>(plan.memory_bytes) / 0x1p30, limit, table));
     if (lines[0].purpose == "activations" && config.device_batch_size > 1)
       error.with_hint(fmt::format("use a smaller micro-batch: `--device-batch-size {}`",
                                   config.device_batch_size / 2));
@@ -278,8 +242,13 @@ struct Trainer::Impl {
   }
 
   void allocate() {
-    slots = std::make_unique<SlotStore>(programs->slots, config.device);
-    workspace = std::make_unique<Workspace>(programs->plans());
+    try {
+      slots = std::make_unique<SlotStore>(programs->slots, config.device);
+      workspace = std::make_unique<Workspace>(programs->plans());
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::oom) throw;
+      fail_memory(fmt::format("but the system refuses: {}", e.message()));
+    }
     const auto bind = [&](const PlannedProgram& p) {
       return std::make_unique<Executable>(p.program, p.plan, *slots, *workspace);
     };
@@ -457,9 +426,7 @@ struct Trainer::Impl {
   /// Text from the present weights. Prompt: the beginning of a document.
   std::string sample_text() {
     const int64_t positions = std::max<int64_t>(2, std::min<int64_t>(config.max_seq_len, 192));
-    Decoder decoder(plan.model, DType::f32, positions);
-    for (const NanochatParameter& p : programs->parameters)
-      decoder.set_parameter(p.name, slots->view(p.name));
+    Decoder decoder(plan.model, DType::f32, positions, slots.get());
     const std::vector<int32_t> prompt{train_documents.bos};
     std::string text;
     std::optional<int32_t> previous;
@@ -528,7 +495,7 @@ struct Trainer::Impl {
     result.final_train_loss = smoothed(static_cast<int64_t>(history.size()));
     result.min_val_bpb = min_val_bpb;
     result.planned_bytes = plan.memory_bytes;
-    result.peak_bytes = memory_block_bytes();
+    result.peak_bytes = peak_memory_block_bytes();
     result.peak_resident_bytes = peak_resident_bytes();
     result.time_to_target_s = time_to_target;
     result.run_folder = folder->path();
@@ -616,9 +583,17 @@ struct Trainer::Impl {
     history.reserve(static_cast<size_t>(plan.transfer.steps));
     try {
       loop(observer, stop);
-    } catch (const Error& e) {
+    } catch (Error& e) {
       folder->add_log(std::string("error: ") + e.what());
       if (e.kind() == ErrorKind::numeric) close("nonfinite");
+      if (e.kind() == ErrorKind::io)
+        e.with_context(
+            fmt::format("training stopped at step {}; {}", result.steps_done,
+                        result.last_checkpoint.empty()
+                            ? std::string("no checkpoint was saved yet")
+                            : fmt::format("continue from {} with `tightloop train --resume {}`",
+                                          fs::path(result.last_checkpoint).filename().string(),
+                                          folder->path())));
       throw;
     }
     return result;
