@@ -77,7 +77,7 @@ std::string nanochat_config_json(const NanochatConfig& c) {
 NanochatConfig nanochat_config_from_json(const std::string& text, const std::string& name) {
   const Json json = parse_json(text, name);
   NanochatConfig c;
-  c.recipe = parse_recipe(get_string(json, "recipe", name, "2026-07"));
+  const std::string recipe = get_string(json, "recipe", name, "2026-07");
   c.sequence_len = get_int(json, "sequence_len", name);
   c.vocab_size = get_int(json, "vocab_size", name);
   c.n_layer = get_int(json, "n_layer", name);
@@ -99,6 +99,7 @@ NanochatConfig nanochat_config_from_json(const std::string& text, const std::str
   if (c.n_layer > 4096)
     fail(ErrorKind::data, "{}: n_layer is {}, expected 1 to 4096", name, c.n_layer);
   try {
+    c.recipe = parse_recipe(recipe);
     c.check();
   } catch (const Error& e) {
     fail(ErrorKind::data, "{}: {}", name, e.message());

@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tightloop/core/file.h"
 #include "tightloop/core/json.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/io/safetensors.h"
@@ -15,6 +16,7 @@
 #include "tightloop/optim/optimizer.h"
 #include "tightloop/program/differentiate.h"
 #include "tightloop/text/bpe_case.h"
+#include "tightloop/train/case_file.h"
 #include "tightloop/train/programs.h"
 
 namespace tightloop {
@@ -30,44 +32,6 @@ std::string listed(const std::vector<int32_t>& ids) {
 
 std::string in(const std::string& folder, std::string_view file) {
   return (fs::path(folder) / file).string();
-}
-
-/// What the file says beside the model: one optimizer group with its constants.
-struct CaseGroup {
-  ParameterGroup group;
-  double momentum = 0.0;
-};
-
-std::vector<CaseGroup> read_groups(const Json& json, const std::string& where) {
-  std::vector<CaseGroup> groups;
-  int number = 0;
-  for (const Json& g : get_array(get_object(json, "optimizer", where), "groups", where)) {
-    const std::string at = fmt::format("{}: optimizer.groups[{}]", where, number);
-    CaseGroup read;
-    const std::string kind = get_string(g, "kind", at);
-    if (kind != "adamw" && kind != "muon")
-      fail(ErrorKind::data, "{}: kind '{}' must be adamw or muon", at, kind);
-    read.group.kind = kind == "muon" ? OptimizerKind::muon : OptimizerKind::adamw;
-    read.group.name = fmt::format("group {}", number++);
-    for (const Json& name : get_array(g, "params", at))
-      read.group.parameters.push_back(name.get<std::string>());
-    read.group.lr = get_double(g, "lr", at);
-    read.group.weight_decay = get_double(g, "weight_decay", at);
-    if (read.group.kind == OptimizerKind::adamw) {
-      const Json& betas = get_array(g, "betas", at);
-      if (betas.size() != 2) fail(ErrorKind::data, "{}: betas must have 2 numbers", at);
-      read.group.beta1 = betas[0].get<double>();
-      read.group.beta2 = betas[1].get<double>();
-      read.group.eps = get_double(g, "eps", at);
-    } else {
-      read.momentum = get_double(g, "momentum", at);
-      read.group.beta2 = get_double(g, "beta2", at);
-      if (get_int(g, "ns_steps", at) != 5)
-        fail(ErrorKind::unsupported, "{}: ns_steps must be 5", at);
-    }
-    groups.push_back(std::move(read));
-  }
-  return groups;
 }
 
 /// |a-b| and |b| (2-norms), largest |a-b| and largest |b|.
@@ -121,22 +85,8 @@ std::string case_kind(const std::string& folder) {
 
 CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& options) {
   const std::string where = in(folder, "case.json");
-  const Json json = read_json(where);
-  Json config_json = get_object(json, "config", where);
-  config_json["recipe"] = get_string(json, "recipe", where, "2026-07");
-  const NanochatConfig model = nanochat_config_from_json(config_json.dump(), where);
-  const std::vector<CaseGroup> groups = read_groups(json, where);
-  const int64_t steps = get_int(json, "steps", where);
-  const Json& losses = get_array(json, "losses", where);
-  if (steps < 1 || static_cast<int64_t>(losses.size()) != steps)
-    fail(ErrorKind::data, "{}: {} losses for {} steps", where, losses.size(), steps);
-  const Json& windows = get_array(json, "window_sizes", where);
-  for (int64_t i = 0; i < model.n_layer; ++i) {
-    const int64_t want = windows.at(static_cast<size_t>(i)).at(0).get<int64_t>();
-    if (want != model.window(i))
-      fail(ErrorKind::data, "{}: window_sizes[{}] is {}, the pattern gives {}", where, i, want,
-           model.window(i));
-  }
+  const NanochatCase c = parse_nanochat_case(read_file(where, int64_t{1} << 26), where);
+  const NanochatConfig& model = c.model;
 
   const SafetensorsFile weights(in(folder, "weights.safetensors"));
   const SafetensorsFile tokens(in(folder, "tokens.safetensors"));
@@ -147,7 +97,7 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
          to_string(batch), model.sequence_len);
 
   std::vector<ParameterGroup> plain_groups;
-  for (const CaseGroup& g : groups) plain_groups.push_back(g.group);
+  for (const CaseGroup& g : c.groups) plain_groups.push_back(g.group);
   const TrainProgramsSpec spec{.model = model,
                                .batch = batch[0],
                                .tokens = batch[1],
@@ -190,7 +140,7 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
     return name != "backout_lambda" || model.n_layer > 2;
   };
 
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = 0; step < c.steps; ++step) {
     int64_t targets = 0;
     for (const auto& [file_name, slot] :
          {std::pair<std::string, std::string_view>{"inputs", kTokensSlot},
@@ -211,9 +161,10 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
 
     if (step == 0) {
       run_forward.run();
-      const ConstTensorView want = expected.at("step0.logits");
       const TensorView got = slots.view("logits");
       const int64_t V = model.vocab_size, Vp = model.padded_vocab();
+      const ConstTensorView want =
+          expected.at("step0.logits", {DType::f32, {batch[0], batch[1], V}});
       const Difference d = compare(
           want.elems(), [&](int64_t i) { return get_element(got, i / V * Vp + i % V); },
           [&](int64_t i) { return get_element(want, i); });
@@ -221,13 +172,13 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
     }
     run_step.run();
     const double loss = get_element(slots.view(kLossSlot), 0);
-    const double want_loss = losses[static_cast<size_t>(step)].get<double>();
+    const double want_loss = c.losses[static_cast<size_t>(step)];
     report.quantities.push_back({fmt::format("loss.step{}", step),
                                  std::abs(loss - want_loss) / std::abs(want_loss), loss_tolerance});
     if (step == 0) {
       for (const NanochatParameter& p : programs.parameters) {
         if (!compared(p.name)) continue;
-        const ConstTensorView want = expected.at("step0.grad." + p.name);
+        const ConstTensorView want = expected.at("step0.grad." + p.name, {DType::f32, p.shape});
         const TensorView got = slots.view(grad_name(p.name));
         const Difference d = compare(
             want.elems(), [&](int64_t i) { return get_element(got, i); },
@@ -237,7 +188,7 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
                                      grad_tolerance});
       }
     }
-    for (const CaseGroup& g : groups) {
+    for (const CaseGroup& g : c.groups) {
       const HyperValues values =
           g.group.kind == OptimizerKind::adamw
               ? adamw_hypers(g.group, g.group.lr, step + 1)
@@ -251,7 +202,8 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
 
   for (const NanochatParameter& p : programs.parameters) {
     if (!compared(p.name)) continue;
-    const ConstTensorView want = expected.at("final." + p.name), start = weights.at(p.name);
+    const ConstTensorView want = expected.at("final." + p.name, {DType::f32, p.shape}),
+                          start = weights.at(p.name);
     const TensorView got = slots.view(p.name);
     const Difference d = compare(
         want.elems(), [&](int64_t i) { return get_element(got, i) - get_element(start, i); },

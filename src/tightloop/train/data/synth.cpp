@@ -116,7 +116,11 @@ CorpusInfo::Split split_of(const Json& json, const std::string& where) {
 std::optional<CorpusInfo> read_corpus_info(const std::string& folder) {
   const std::string path = join(folder, "corpus.json");
   if (!fs::exists(path)) return std::nullopt;
-  const Json json = read_json(path, int64_t{1} << 26);
+  return parse_corpus_info(read_file(path, int64_t{1} << 26), path);
+}
+
+CorpusInfo parse_corpus_info(std::string_view text, const std::string& path) {
+  const Json json = parse_json(text, path);
   const std::string format = get_string(json, "format", path);
   if (format != kFormat)
     fail(ErrorKind::data, "{}: format is \"{}\", expected \"{}\"", path, format, kFormat);

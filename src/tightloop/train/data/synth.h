@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tightloop/text/tokenizer.h"
@@ -55,5 +56,6 @@ CorpusInfo make_corpus(const SynthOptions& options);
 
 /// Reads <folder>/corpus.json; nothing when the folder has none. Error{data} naming the field.
 std::optional<CorpusInfo> read_corpus_info(const std::string& folder);
+CorpusInfo parse_corpus_info(std::string_view text, const std::string& path);
 
 }  // namespace tightloop
