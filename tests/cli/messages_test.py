@@ -1,6 +1,7 @@
 """Bad input: each gets a message with what, where and the next step, an exit code, and loses nothing."""
 import json
 import os
+import pathlib
 import resource
 import struct
 import subprocess
@@ -68,6 +69,14 @@ class Messages(Case):
         self.fails(2, "train", "-c", "unknown.toml", says=["model.depht", "unknown.toml:2"],
                    hint="model.depth")
         self.fails(3, "train", "-c", "missing.toml", says=["missing.toml"])
+        (self.dir / "foreign.toml").write_bytes(b"\x7fELF" + bytes(range(256)))
+        self.fails(2, "train", "-c", "foreign.toml", says=["foreign.toml"])
+        (self.dir / "cut.toml").write_text('[model]\ndepth = 3\nwindow_pattern = "SS')
+        self.fails(2, "train", "-c", "cut.toml", says=["cut.toml:3"])
+        (self.dir / "type.toml").write_text("[model]\ndepth = [3, 4]\n")
+        self.fails(2, "train", "-c", "type.toml", says=["--depth", "type.toml:2"])
+        (self.dir / "large.toml").write_text("#" * (2 << 20))
+        self.fails(2, "train", "-c", "large.toml", says=["large.toml"])
 
     def shards(self):
         folder = self.dir / "data"
@@ -93,6 +102,71 @@ class Messages(Case):
         self.fails(2, "train", "--data", folder, *TINY, says=["tokenizer.json"])
         path.unlink()
         self.fails(3, "train", "--data", folder, *TINY, hint="--tokenizer")
+
+    def test_shards_in_other_ways(self):
+        folder = self.shards()
+        train = next(folder.glob("train*.bin"))
+        good = train.read_bytes()
+        floor = next(folder.glob("train*.floor"))
+        kept = floor.read_bytes()
+        floor.write_bytes(kept[:-7])
+        self.fails(2, "train", "--data", folder, *TINY, "--num-iterations", "1", says=[floor.name])
+        floor.write_bytes(kept)
+        train.write_bytes(b"")
+        self.fails(2, "train", "--data", folder, *TINY, says=[train.name])
+        # A header that promises 2^31 - 1 tokens.
+        train.write_bytes(good[:8] + struct.pack("<i", 2 ** 31 - 1) + good[12:])
+        self.fails(2, "train", "--data", folder, *TINY, says=[train.name, "2147483647"])
+        train.unlink()
+        train.mkdir()   # no shard
+        self.fails(2, "train", "--data", folder, *TINY, says=["0 training"], hint="train_*.bin")
+
+    def test_foreign_tokenizers(self):
+        folder = self.shards()
+        path = folder / "tokenizer.json"
+        for content in [b"\x89PNG\r\n\x1a\n" + bytes(range(256)), b"{}", b"[1, 2]", b"", b'{"model": 3}',
+                        b'{"model": {"type": "Unigram", "vocab": []}}', b"[" * 100000]:
+            path.write_bytes(content)
+            self.fails(2, "train", "--data", folder, *TINY, says=["tokenizer.json"])
+        pair = self.dir / "pair"
+        pair.mkdir()
+        (pair / "vocab.json").write_text('{"a": 0, "b": 1')
+        (pair / "merges.txt").write_text("a b\n")
+        self.fails(2, "tokenizer", "encode", "pair", "pair/merges.txt", says=["vocab.json"])
+        (pair / "vocab.json").write_text('{"a": 0, "b": 7}')
+        self.fails(2, "tokenizer", "encode", "pair", "pair/merges.txt")
+        (pair / "merges.txt").unlink()
+        self.fails(3, "tokenizer", "encode", "pair", "pair/vocab.json", says=["pair"])
+
+    def test_parity_case_with_damaged_files(self):
+        whole = pathlib.Path(__file__).resolve().parents[1] / "golden" / "tiny-nanochat-2026-07"
+        case = self.dir / "case"
+        case.mkdir()
+        for path in whole.iterdir():
+            (case / path.name).write_bytes(path.read_bytes())
+        check = ["check", case, "--device", "cpu", "--rewrites", "none"]
+        self.assertEqual(self.run_tool(*check).returncode, 0)
+        for name in ["weights.safetensors", "tokens.safetensors", "expected.safetensors"]:
+            path = case / name
+            good = path.read_bytes()
+            header = int.from_bytes(good[:8], "little")
+            for bad in [good[:-1], good[:20], b"", b"PK\x03\x04" + good[4:],
+                        (header + 2 ** 40).to_bytes(8, "little") + good[8:],
+                        good.replace(b'"shape":[', b'"shape":[9,', 1),
+                        good.replace(b'"F32"', b'"F99"', 1).replace(b'"I32"', b'"I99"', 1)]:
+                path.write_bytes(bad)
+                self.fails(2, *check, says=[name])
+            path.unlink()
+            self.fails(3, *check, says=[name])
+            path.write_bytes(good)
+        path = case / "case.json"
+        good = json.loads(path.read_text())
+        for change, says in [({"losses": ["one"]}, "losses"), ({"window_sizes": [[1]]}, "window_sizes"),
+                             ({"steps": 10 ** 9}, "steps"), ({"model": "other"}, "other"),
+                             ({"optimizer": {"groups": [{"kind": "adamw", "params": [3]}]}}, "params"),
+                             ({"config": dict(good["config"], n_embd=10 ** 9)}, "n_embd")]:
+            path.write_text(json.dumps(dict(good, **change)))
+            self.fails(2, *check, says=["case.json", says])
 
     def trained(self, *args):
         done = self.train("--num-iterations", "4", "--eval-every", "-1", *args)
