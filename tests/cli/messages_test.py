@@ -192,6 +192,20 @@ class Messages(Case):
         model.write_bytes(good)
         self.assertEqual(self.run_tool("generate", run, "--max-tokens", "2").returncode, 0)
 
+    def test_impossible_sampling(self):
+        run = self.trained()
+        for flag, value in [("--temperature", "-1"), ("--temperature", "inf"), ("--top-k", "-1"),
+                            ("--top-p", "0"), ("--top-p", "1.5"), ("--min-p", "2"),
+                            ("--threads", "0"), ("--max-tokens", "0")]:
+            self.fails(2, "generate", run, flag, value, says=[flag])
+        self.fails(2, "generate", run, "--dtype", "f16", says=["f16", "bf16"])
+        self.fails(2, "generate", run, "--prompt", "zzzz", says=["zzzz"])
+        self.fails(2, "eval", run, "--device-batch-size", "0", says=["--device-batch-size"])
+        self.fails(2, "eval", run, "--tokens", "0", says=["--tokens"])
+        self.fails(2, "bench", "train", "--steps", "0", says=["--steps"])
+        self.fails(2, "data", "synth", "x", "--train-tokens", "0", says=["training"])
+        self.fails(2, "tokenizer", "train", "x", "-o", "y", "--vocab-size", "10", says=["10"])
+
     def test_flipped_bits_in_a_checkpoint(self):
         run = self.trained()
         checkpoint = next((run / "checkpoints").glob("step_*"))
@@ -276,6 +290,12 @@ class Messages(Case):
         self.fails(3, "train", "--data", self.data, *TINY, "--num-iterations", "1",
                    "--device-batch-size", "500000", "--total-batch-size", "32000000",
                    says=["the plan needs", "activations"], hint="--device-batch-size 250000")
+
+    def test_explain_shows_a_plan_that_does_not_fit(self):
+        shown = self.run_tool("explain", "--data", self.data, *TINY, "--num-iterations", "1",
+                              "--device-batch-size", "500000", "--total-batch-size", "32000000")
+        self.assertEqual(shown.returncode, 0, shown.stderr)
+        self.assertRegex(shown.stdout, r"activations +[\d.]+ GiB")
 
     def test_system_refuses_memory(self):
         # Less address space than the plan: found out only when it is asked for.

@@ -52,9 +52,11 @@ void add_eval(CLI::App& app, Runner& runner) {
   command->add_option("checkpoint", flags->checkpoint, "run folder or checkpoint")->required();
   command->add_option("--data", flags->request.data,
                       "folder with shards; not given: the data the run was trained on");
-  command->add_option("--tokens", flags->request.tokens, "at most [all validation tokens]");
-  command->add_option("--device-batch-size", flags->request.batch, "sequences at once [8]");
-  command->add_option("--threads", flags->threads, "CPU threads");
+  command->add_option("--tokens", flags->request.tokens, "at most [all validation tokens]")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 52));
+  command->add_option("--device-batch-size", flags->request.batch, "sequences at once [8]")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command->add_option("--threads", flags->threads, "CPU threads")->check(CLI::Range(1, 4096));
   command->add_flag("--json", flags->json, "one JSON object on stdout");
   command->footer("Example: tightloop eval runs/20260101-quick-abc123");
   command->allow_extras();

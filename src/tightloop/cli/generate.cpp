@@ -103,7 +103,7 @@ void add_generate(CLI::App& app, Runner& runner) {
   command->add_option("--min-p", sampling.min_p, "keep those this likely against the best [0]");
   command->add_option("--seed", sampling.seed, "of the draws [0]");
   command->add_option("--dtype", flags->dtype, "storage of the weights: bf16 or f32 [bf16]");
-  command->add_option("--threads", flags->threads, "CPU threads");
+  command->add_option("--threads", flags->threads, "CPU threads")->check(CLI::Range(1, 4096));
   command->add_flag("--no-stop{false}", flags->options.stop_at_eos,
                     "go on after the end of a document");
   command->add_flag("--json", flags->json, "one JSON object on stdout");

@@ -1,6 +1,7 @@
 #include "tightloop/decode/decoder.h"
 
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "tightloop/core/rng.h"
@@ -119,6 +120,17 @@ std::vector<MemoryLine> Decoder::memory() const {
 
 namespace {
 
+void check(const SamplingOptions& o) {
+  const auto expect = [](bool ok, std::string_view flag, auto value, std::string_view range) {
+    if (!ok) fail(ErrorKind::usage, "{} {} is impossible: expected {}", flag, value, range);
+  };
+  expect(o.temperature >= 0.0 && o.temperature < HUGE_VAL, "--temperature", o.temperature,
+         "0 or more");
+  expect(o.top_k >= 0, "--top-k", o.top_k, "0 or more");
+  expect(o.top_p > 0.0 && o.top_p <= 1.0, "--top-p", o.top_p, "more than 0, at most 1");
+  expect(o.min_p >= 0.0 && o.min_p <= 1.0, "--min-p", o.min_p, "0 to 1");
+}
+
 /// Draws tokens; its scratch is allocated once.
 class Sampler {
  public:
@@ -155,6 +167,7 @@ GenerateResult generate(Decoder& decoder,
                         const GenerateOptions& options,
                         std::optional<int32_t> eos,
                         const std::function<bool(int32_t)>& on_token) {
+  check(options.sampling);
   if (prompt.empty()) fail(ErrorKind::usage, "the prompt has no tokens");
   const auto needed = static_cast<int64_t>(prompt.size()) + options.max_tokens;
   if (needed > decoder.positions())

@@ -96,7 +96,6 @@ struct Trainer::Impl {
     open_data();
     resolve();
     build();
-    check_memory();
   }
 
   void open_data() {
@@ -563,6 +562,7 @@ struct Trainer::Impl {
   }
 
   TrainResult run(TrainObserver& observer, const std::atomic<bool>& stop) {
+    check_memory();
     observer.on_plan(plan);
     allocate();
     if (resume_checkpoint.empty()) {

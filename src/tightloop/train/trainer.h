@@ -88,14 +88,15 @@ struct TrainResult {
 class Trainer {
  public:
   /// Resolves the configuration, opens the data and builds every Program.
-  /// Errors: usage, data, io, each with a hint; Error{oom} when the plan is larger than memory.
+  /// Errors: usage, data, io, each with a hint.
   Trainer(const TrainConfig& config, const Options& options);
   ~Trainer();
 
   const TrainPlan& plan() const;
   const TrainPrograms& programs() const;
-  /// Trains; `stop` is looked at after every step. On Error{numeric} the run folder is left as it
-  /// is with a summary saying so.
+  /// Trains; `stop` is looked at after every step. Error{oom} before anything is written when the
+  /// plan is larger than memory. On Error{numeric} the run folder is left as it is with a summary
+  /// saying so.
   TrainResult run(TrainObserver& observer, const std::atomic<bool>& stop);
 
  private:
