@@ -1,5 +1,7 @@
 """Bad input: each gets a message with what, where and the next step, an exit code, and loses nothing."""
+import array
 import json
+import math
 import os
 import pathlib
 import resource
@@ -362,6 +364,24 @@ class Messages(Case):
         self.assertIn("first non-finite value", result.stderr)
         self.assertIn("last good checkpoint", result.stderr)
         self.assertEqual(self.summary(self.only_run())["status"], "nonfinite")
+        # The last good one is good.
+        last = sorted((self.only_run() / "checkpoints").glob("step_*"))[-1]
+        self.assertIn(f"last good checkpoint: {last.relative_to(self.dir)}", result.stderr)
+        for name in ["model.safetensors", "optimizer.safetensors"]:
+            raw = (last / name).read_bytes()
+            values = array.array("f", raw[8 + int.from_bytes(raw[:8], "little"):])
+            self.assertTrue(all(map(math.isfinite, values)), name)
+
+    def test_non_finite_weights_are_not_saved(self):
+        # The loss of the step is fine, the rate makes its update infinite.
+        result = self.train("--num-iterations", "5", "--matrix-lr", "1e60", "--eval-every", "-1",
+                            "--save-every", "1")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("nothing saved at step 1; first non-finite value: ", result.stderr)
+        self.assertIn("no checkpoint was saved yet", result.stderr)
+        run = self.only_run()
+        self.assertEqual(self.summary(run)["status"], "nonfinite")
+        self.assertEqual(list((run / "checkpoints").iterdir()), [])
 
     def test_json_error(self):
         result = self.run_tool("train", "--dept", "3", "--json")

@@ -314,7 +314,33 @@ struct Trainer::Impl {
       init_parameter(p, static_cast<uint64_t>(config.seed), slots->view(p.name));
   }
 
+  /// A checkpoint that cannot be trained from must not look like the last good one.
+  void expect_finite_state(int64_t step) const {
+    for (const Slot& slot : slots->table().all()) {
+      if (slot.role != SlotRole::parameter && slot.role != SlotRole::optimizer) continue;
+      const TensorView t = slots->view(slot.name);
+      for (int64_t i = 0; i < t.elems(); ++i) {
+        const double x = t.dtype() == DType::f32 ? t.as<float>()[i] : get_element(t, i);
+        if (std::isfinite(x)) continue;
+        throw Error(ErrorKind::numeric,
+                    fmt::format("nothing saved at step {}; first non-finite value: {} of '{}', "
+                                "element {}",
+                                step, x, slot.name, i))
+            .with_hint(recovery_hint());
+      }
+    }
+  }
+
+  std::string recovery_hint() const {
+    if (result.last_checkpoint.empty())
+      return "no checkpoint was saved yet; try a lower rate: `--lr-mult 0.5`";
+    return fmt::format(
+        "last good checkpoint: {}; continue it with `tightloop train --resume {} --lr-mult 0.5`",
+        result.last_checkpoint, result.last_checkpoint);
+  }
+
   std::string save(int64_t step, TrainObserver& observer) {
+    expect_finite_state(step);
     folder->flush();
     const std::string path = folder->file(fmt::format("checkpoints/{}", checkpoint_name(step)));
     save_checkpoint(path, *slots, plan.model, state_json(step), tokenizer->to_json());
@@ -352,12 +378,7 @@ struct Trainer::Impl {
     throw Error(ErrorKind::numeric,
                 fmt::format("the loss became {} at step {}; first non-finite value: {}", loss, step,
                             found ? found->what : "not found again when the step was repeated"))
-        .with_hint(
-            result.last_checkpoint.empty()
-                ? std::string("no checkpoint was saved yet; try a lower rate: `--lr-mult 0.5`")
-                : fmt::format("last good checkpoint: {}; continue it with `tightloop train "
-                              "--resume {} --lr-mult 0.5`",
-                              result.last_checkpoint, result.last_checkpoint));
+        .with_hint(recovery_hint());
   }
 
   StepRecord train_step(int64_t step, BatchLoader& loader) {
