@@ -19,6 +19,7 @@
 #include "tightloop/core/error.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/core/threads.h"
+#include "tightloop/engine/ceilings.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/ops/common/gemm_kernels.h"
 
@@ -60,44 +61,6 @@ double peak_gflops(int threads) {
   }
   return best;
 }
-
-/// GFLOP/s of fused multiply-adds on registers alone.
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"), noinline)) float fma_loop(int64_t n) {
-  typedef float V __attribute__((vector_size(32)));
-  V acc[12] = {};
-  V x, y;
-  for (int i = 0; i < 8; ++i) x[i] = 0.999f, y[i] = 1e-3f;
-  for (int64_t k = 0; k < n; ++k) {
-    asm volatile(
-        "vfmadd231ps %12, %13, %0\n vfmadd231ps %12, %13, %1\n vfmadd231ps %12, %13, %2\n"
-        "vfmadd231ps %12, %13, %3\n vfmadd231ps %12, %13, %4\n vfmadd231ps %12, %13, %5\n"
-        "vfmadd231ps %12, %13, %6\n vfmadd231ps %12, %13, %7\n vfmadd231ps %12, %13, %8\n"
-        "vfmadd231ps %12, %13, %9\n vfmadd231ps %12, %13, %10\n vfmadd231ps %12, %13, %11\n"
-        : "+x"(acc[0]), "+x"(acc[1]), "+x"(acc[2]), "+x"(acc[3]), "+x"(acc[4]), "+x"(acc[5]),
-          "+x"(acc[6]), "+x"(acc[7]), "+x"(acc[8]), "+x"(acc[9]), "+x"(acc[10]), "+x"(acc[11])
-        : "x"(x), "x"(y));
-  }
-  return acc[0][0];
-}
-double fma_peak_gflops(int threads) {
-  double best = 0;
-  for (int repeat = 0; repeat < 15; ++repeat) {
-    const double t0 = now_s();
-    constexpr int64_t kLoops{1000000};
-    parallel_parts(threads, threads, [&](int64_t, int64_t, int) {
-      volatile float sink = fma_loop(kLoops);
-      (void)sink;
-    });
-    best = std::max(best, 12 * 16.0 * threads * static_cast<double>(kLoops) / (now_s() - t0) / 1e9);
-  }
-  return best;
-}
-#else
-double fma_peak_gflops(int) {
-  return 0;
-}
-#endif
 
 struct Case {
   GemmForm form;
@@ -294,11 +257,11 @@ int main_of(int argc, char** argv) {
 #ifdef TL_HAVE_CBLAS
     openblas_set_num_threads(n);
 #endif
-    const double peak = fma_peak_gflops(n);
+    const double peak = measure_ceilings(0.5).fma_gflops;
     const double micro = peak_gflops(n);
     if (!json)
       fmt::print(
-          "# {} threads, kernel {}, register peak {:.1f}, micro-kernel in L1 {:.1f} GFLOP/s\n"
+          "# {} threads, kernel {}, multiply-add peak {:.1f}, micro-kernel in L1 {:.1f} GFLOP/s\n"
           "{:>4} {:>6} {:>6} {:>6} {:>5} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6}\n",
           n, gemm_kernel_name(), peak, micro, "form", "M", "N", "K", "B", "ours", "best", "%peak",
           "peer", "best", "ratio");

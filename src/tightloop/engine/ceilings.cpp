@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <unistd.h>
 
 #include "tightloop/core/threads.h"
 #include "tightloop/engine/memory.h"
@@ -20,9 +21,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kChains = 12;             // independent sums: more than latency x units needs
-constexpr int64_t kFmaRounds = 40'000;  // of one part: about 0.1 ms
-constexpr int64_t kBuffer = int64_t{128} << 20;
+constexpr int kChains = 12;                     // independent sums: more than latency x units needs
+constexpr int64_t kFmaRounds = 40'000;          // of one part: about 0.1 ms
 constexpr int64_t kWindow = int64_t{32} << 20;  // timed as one: short, so that some run undisturbed
 constexpr int64_t kPart = int64_t{256} << 10;
 constexpr int kRepeats = 3;  // at least
@@ -136,6 +136,18 @@ void over_parts(int64_t bytes, Body&& body) {
   });
 }
 
+/// Twice the last cache, so that no window is still in it when its turn comes again; two windows at
+/// least for each half, and 1 GiB at most.
+int64_t stream_bytes() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  const int64_t last_cache = std::max<int64_t>(0, ::sysconf(_SC_LEVEL3_CACHE_SIZE));
+#else
+  const int64_t last_cache = 0;
+#endif
+  const int64_t pairs = (2 * last_cache + 2 * kWindow - 1) / (2 * kWindow);
+  return std::clamp<int64_t>(pairs, 2, 16) * 2 * kWindow;
+}
+
 }  // namespace
 
 Ceilings measure_ceilings(double budget_seconds) {
@@ -153,10 +165,11 @@ Ceilings measure_ceilings(double budget_seconds) {
                    });
                  });
 
-  const MemoryBlock block(kBuffer);
+  const int64_t buffer = stream_bytes();
+  const MemoryBlock block(buffer);
   std::byte* const data = block.data();
   const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(data + offset); };
-  over_parts(kBuffer, [&](int64_t offset, int64_t bytes) {
+  over_parts(buffer, [&](int64_t offset, int64_t bytes) {
     std::fill_n(floats(offset), bytes / 4, 1.0f);  // pages nobody wrote are all the same zero page
   });
   const auto window = [](int k, int64_t whole) { return k * kWindow % whole; };
@@ -164,20 +177,20 @@ Ceilings measure_ceilings(double budget_seconds) {
   c.read_gbs = 1e-9 * best_rate(0.2 * budget_seconds, bytes, [&](int k) {
                  over_parts(kWindow, [&](int64_t offset, int64_t size) {
                    const auto* x =
-                       reinterpret_cast<const uint32_t*>(data + window(k, kBuffer) + offset);
+                       reinterpret_cast<const uint32_t*>(data + window(k, buffer) + offset);
                    if (read_all(x, size / 4) == 1) g_sink = 1.0f;
                  });
                });
   c.copy_gbs =
       1e-9 * best_rate(0.2 * budget_seconds, 2.0 * bytes, [&](int k) {
-        std::byte* const from = data + window(k, kBuffer / 2);
+        std::byte* const from = data + window(k, buffer / 2);
         over_parts(kWindow, [&](int64_t offset, int64_t size) {
-          std::memcpy(from + kBuffer / 2 + offset, from + offset, static_cast<size_t>(size));
+          std::memcpy(from + buffer / 2 + offset, from + offset, static_cast<size_t>(size));
         });
       });
   c.update_gbs = 1e-9 * best_rate(0.2 * budget_seconds, 2.0 * bytes, [&](int k) {
                    over_parts(kWindow, [&](int64_t offset, int64_t size) {
-                     update_all(floats(window(k, kBuffer) + offset), size / 4);
+                     update_all(floats(window(k, buffer) + offset), size / 4);
                    });
                  });
   return c;

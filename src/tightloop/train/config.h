@@ -67,7 +67,7 @@ struct TrainConfig {
 
   // rewrites
   std::map<std::string, bool> rewrites;  // by name
-  int64_t ce_chunk_bytes = int64_t{16} << 20;
+  int64_t ce_chunk_bytes = int64_t{64} << 20;
 
   TrainConfig();
   std::vector<std::string> enabled_rewrites() const;

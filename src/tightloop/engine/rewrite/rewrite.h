@@ -29,7 +29,7 @@ struct RewriteReport {
 
 struct RewriteOptions {
   /// --ce-chunk-bytes: at most this much for the logits and their gradient.
-  int64_t ce_chunk_bytes = int64_t{16} << 20;
+  int64_t ce_chunk_bytes = int64_t{64} << 20;
 };
 
 /// A pass over a Program: a pattern, a precondition, a replacement. It never changes the function.
