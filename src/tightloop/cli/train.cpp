@@ -28,10 +28,10 @@ class TrainView : public TrainObserver {
                     plan.model.n_layer, plan.model.n_embd, plan.model.n_head, plan.model.head_dim(),
                     plan.model.vocab_size, plan.model.sequence_len,
                     human(static_cast<double>(plan.sizes.parameters))));
-    say(fmt::format("data    {} ({} training tokens)\n", plan.data,
-                    human(static_cast<double>(plan.train_tokens))));
-    say(fmt::format("plan    {} steps of {} tokens ({} micro-step{}), {} tokens, {}FLOPs\n",
-                    t.steps, t.batch, plan.micro_steps, plan.micro_steps == 1 ? "" : "s",
+    say(fmt::format("data    {} ({} training tokens, {} packing)\n", plan.data,
+                    human(static_cast<double>(plan.train_tokens)), name_of(plan.packing)));
+    say(fmt::format("plan    {} steps of {} tokens ({} micro-step{}), {} tokens, {} FLOP\n", t.steps,
+                    t.batch, plan.micro_steps, plan.micro_steps == 1 ? "" : "s",
                     human(static_cast<double>(t.steps * t.batch)),
                     human(static_cast<double>(plan.sizes.flops_per_token) *
                           static_cast<double>(t.steps * t.batch))));

@@ -144,6 +144,8 @@ struct Trainer::Impl {
       shard.check_vocab(tokenizer->vocab_size());
       plan.train_tokens += shard.count();
     }
+    DocumentStream stream(train_documents);
+    plan.packing = default_packing(stream, config.max_seq_len);
   }
 
   /// Everything that follows from --depth and the flags.
@@ -481,6 +483,7 @@ struct Trainer::Impl {
     if (config.data_seed) json["data_seed"] = *config.data_seed;
     json["data"] = {{"path", plan.data},
                     {"train_tokens", plan.train_tokens},
+                    {"packing", name_of(plan.packing)},
                     {"tokenizer_sha256", tokenizer->content_hash()},
                     {"vocab_size", tokenizer->vocab_size()}};
     json["model"] = OrderedJson::parse(nanochat_config_json(plan.model));

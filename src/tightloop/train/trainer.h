@@ -11,6 +11,7 @@
 #include "tightloop/optim/transfer.h"
 #include "tightloop/text/tokenizer.h"
 #include "tightloop/train/config.h"
+#include "tightloop/train/data/pack.h"
 #include "tightloop/train/evaluate.h"
 #include "tightloop/train/programs.h"
 #include "tightloop/train/run_record.h"
@@ -32,8 +33,9 @@ struct TrainPlan {
   int64_t memory_bytes = 0;
   std::string data;  // resolved folder
   int64_t train_tokens = 0;
-  std::vector<std::string> notes;  // what was derived differently than asked for
-  double startup_ms = 0.0;         // build, differentiate, rewrite and plan
+  Packing packing = Packing::best_fit;  // of the training rows
+  std::vector<std::string> notes;       // what was derived differently than asked for
+  double startup_ms = 0.0;              // build, differentiate, rewrite and plan
 };
 
 struct StepReport {

@@ -128,12 +128,12 @@ void DocumentStream::seek(const Position& position) {
          shards_[static_cast<size_t>(indexed_)].path(), starts_.size() - 1);
 }
 
-void DocumentStream::check(const DocumentRef& ref) const {
+void DocumentStream::check(const DocumentRef& ref, bool inside) const {
   if (ref.shard < 0 || ref.shard >= std::ssize(shards_))
     fail(ErrorKind::data, "data cursor: shard {} of {}", ref.shard, shards_.size());
   const TokenShard& s = shards_[static_cast<size_t>(ref.shard)];
   if (ref.begin < 0 || ref.length < 1 || ref.begin > s.count() - ref.length ||
-      s[ref.begin] != options_.bos)
+      (!inside && s[ref.begin] != options_.bos))
     fail(ErrorKind::data, "data cursor: no document of {} tokens at token {} of {}", ref.length,
          ref.begin, s.path());
 }

@@ -53,8 +53,9 @@ class DocumentStream {
   Position position() const { return position_; }
   /// Error{data} when there is no such position.
   void seek(const Position& position);
-  /// Error{data} when `ref` is no document of these shards, or the beginning of one.
-  void check(const DocumentRef& ref) const;
+  /// Error{data} when `ref` is no document of these shards, or the beginning of one; or, with
+  /// `inside`, no run of tokens of these shards.
+  void check(const DocumentRef& ref, bool inside = false) const;
 
   const DocumentOptions& options() const { return options_; }
   const TokenShard& shard(int32_t i) const { return shards_[static_cast<size_t>(i)]; }

@@ -54,13 +54,31 @@ DataCursor data_cursor_from_json(const nlohmann::json& json) {
 }
 
 std::string_view name_of(Packing packing) {
-  return packing == Packing::best_fit ? "best-fit" : "in-order";
+  switch (packing) {
+    case Packing::best_fit:
+      return "best-fit";
+    case Packing::in_order:
+      return "in-order";
+    case Packing::contiguous:
+      return "contiguous";
+  }
+  return "";
+}
+
+Packing default_packing(DocumentStream& stream, int64_t T) {
+  constexpr int64_t kSampled{64}, kRows{8};
+  if (stream.has_floor()) return Packing::in_order;
+  int64_t documents = 0, tokens = 0;
+  while (documents < kSampled && stream.position().epoch == 0) {
+    tokens += stream.next().length;
+    ++documents;
+  }
+  stream.seek({});
+  return tokens > documents * kRows * (T + 1) ? Packing::contiguous : Packing::best_fit;
 }
 
 RowPacker::RowPacker(DocumentOptions options, int64_t T, std::optional<Packing> packing)
-    : stream_(std::move(options)),
-      T_(T),
-      packing_(packing.value_or(stream_.has_floor() ? Packing::in_order : Packing::best_fit)) {
+    : stream_(std::move(options)), T_(T), packing_(Packing::best_fit) {
   if (T < 1) fail(ErrorKind::usage, "the sequence length is {}, expected at least 1", T);
   if (stream_.total_tokens() < T + 1)
     throw Error(
@@ -68,12 +86,25 @@ RowPacker::RowPacker(DocumentOptions options, int64_t T, std::optional<Packing> 
         fmt::format("{}: the data set has {} tokens, one row of sequence length {} needs {}",
                     stream_.options().shards[0], stream_.total_tokens(), T, T + 1))
         .with_hint("use a shorter --max-seq-len or more data");
+  packing_ = packing ? *packing : default_packing(stream_, T);
   identity_ = fmt::format("{}-{}-{}", name_of(packing_), T, stream_.identity());
   if (packing_ == Packing::best_fit)
     buffer_.reserve(static_cast<size_t>(kBufferDocuments + kRefillDocuments));
 }
 
+DocumentRef RowPacker::take_contiguous(int64_t room) {
+  if (buffer_.empty()) buffer_.push_back(stream_.next());
+  DocumentRef& rest = buffer_[0];
+  DocumentRef piece = rest;
+  piece.length = static_cast<int32_t>(std::min<int64_t>(rest.length, room));
+  rest.begin += piece.length;
+  rest.length -= piece.length;
+  if (rest.length == 0) buffer_.clear();
+  return piece;
+}
+
 DocumentRef RowPacker::take(int64_t room) {
+  if (packing_ == Packing::contiguous) return take_contiguous(room);
   if (packing_ == Packing::in_order) return stream_.next();
   while (std::ssize(buffer_) < kBufferDocuments)
     for (int64_t i = 0; i < kRefillDocuments; ++i) buffer_.push_back(stream_.next());
@@ -138,12 +169,13 @@ void RowPacker::restore(const DataCursor& cursor) {
         "the data cursor belongs to other shards, another data seed, sequence length or packing")
         .with_hint("resume with the --data, --data-seed and --max-seq-len of the first run");
   if (cursor.rows < 0) fail(ErrorKind::data, "data cursor: rows is {}", cursor.rows);
-  const int64_t most =
-      packing_ == Packing::best_fit ? kBufferDocuments + kRefillDocuments : int64_t{0};
+  const int64_t most = packing_ == Packing::best_fit     ? kBufferDocuments + kRefillDocuments
+                       : packing_ == Packing::contiguous ? int64_t{1}
+                                                         : int64_t{0};
   if (std::ssize(cursor.buffer) > most)
     fail(ErrorKind::data, "data cursor: the buffer has {} documents, expected at most {}",
          cursor.buffer.size(), most);
-  for (const DocumentRef& ref : cursor.buffer) stream_.check(ref);
+  for (const DocumentRef& ref : cursor.buffer) stream_.check(ref, packing_ == Packing::contiguous);
   stream_.seek(cursor.position);
   rows_ = cursor.rows;
   buffer_.assign(cursor.buffer.begin(), cursor.buffer.end());

@@ -16,7 +16,7 @@ struct DataCursor {
   std::string identity;  // of the RowPacker it belongs to
   int64_t rows = 0;      // made so far
   DocumentStream::Position position;
-  std::vector<DocumentRef> buffer;
+  std::vector<DocumentRef> buffer;  // contiguous: the rest of the current document
   bool operator==(const DataCursor&) const = default;
 };
 
@@ -32,7 +32,8 @@ struct RowView {
   std::span<uint8_t> skill;
 };
 
-/// How documents become rows of T + 1 tokens. Rows start with BOS and have no padding.
+/// How documents become rows of T + 1 tokens without padding. But for `contiguous`, rows start with
+/// BOS.
 enum class Packing {
   /// nanochat's: for each placement, while the buffer holds fewer than 1,000 documents, read 128
   /// more; of those that fit into the rest of the row take the longest (the first on ties); if none
@@ -43,10 +44,17 @@ enum class Packing {
   /// Documents as they come; the rest of one that does not fit is dropped. What a row says so far
   /// tells nothing about the next document, so a floor known for documents holds for rows.
   in_order,
+  /// One stream, cut every T + 1 tokens: nothing is dropped, and a row may begin inside a document.
+  /// For books: with a document of many rows the other two would use its first row alone.
+  contiguous,
 };
 
-/// "best-fit", "in-order".
+/// "best-fit", "in-order", "contiguous".
 std::string_view name_of(Packing packing);
+
+/// in_order for data with a floor; contiguous when the first 64 documents are longer than 8 rows on
+/// average; best_fit otherwise. Leaves the stream at its start.
+Packing default_packing(DocumentStream& stream, int64_t T);
 
 /// Cuts a document stream into rows. The rows depend on the documents, T and the packing only. A
 /// resumed packer makes the same rows, bit for bit. Not thread-safe.
@@ -55,8 +63,8 @@ class RowPacker {
   static constexpr int64_t kBufferDocuments{1000};
   static constexpr int64_t kRefillDocuments{128};
 
-  /// `packing` absent: in_order for data with a floor, best_fit otherwise. Error{usage} when T < 1,
-  /// Error{data} when the shards together hold fewer than T + 1 tokens.
+  /// `packing` absent: default_packing. Error{usage} when T < 1, Error{data} when the shards
+  /// together hold fewer than T + 1 tokens.
   RowPacker(DocumentOptions options, int64_t T, std::optional<Packing> packing = std::nullopt);
 
   int64_t T() const { return T_; }
@@ -64,7 +72,8 @@ class RowPacker {
   bool has_floor() const { return stream_.has_floor(); }
   const DocumentStream& documents() const { return stream_; }
 
-  /// Makes the next row. Appends to `starts` where its documents begin, positions in 0..T.
+  /// Makes the next row. Appends to `starts` where its documents begin, positions in 0..T; a row
+  /// that goes on with a document begins with it.
   void next(const RowView& row, std::vector<int32_t>& starts);
 
   /// Copies the state into `out`, whose memory is reused.
@@ -81,6 +90,7 @@ class RowPacker {
 
  private:
   DocumentRef take(int64_t room);
+  DocumentRef take_contiguous(int64_t room);
   void place(const DocumentRef& document, int64_t length, const RowView& row, int64_t at) const;
 
   DocumentStream stream_;
@@ -88,7 +98,7 @@ class RowPacker {
   Packing packing_;
   std::string identity_;
   int64_t rows_ = 0;
-  std::vector<DocumentRef> buffer_;
+  std::vector<DocumentRef> buffer_;  // contiguous: the rest of the current document
   int64_t placed_tokens_ = 0;
   int64_t cropped_tokens_ = 0;
 };

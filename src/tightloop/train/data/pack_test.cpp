@@ -135,7 +135,7 @@ TEST(RowPacker, MatchesThePlainRule) {
     all.insert(all.end(), second.begin(), second.end());
     size_t at = 0;
     PlainPacker plain([&] { return all[at++ % all.size()]; }, static_cast<size_t>(T + 1));
-    RowPacker packer(options_for({folder / "a.bin", folder / "b.bin"}), T);
+    RowPacker packer(options_for({folder / "a.bin", folder / "b.bin"}), T, Packing::best_fit);
     int crops = 0;
     for (int r = 0; r < 3000; ++r) {
       const Row row = next_row(packer);
@@ -181,14 +181,41 @@ TEST(RowPacker, InOrderTakesDocumentsAsTheyCome) {
   EXPECT_THROW(packer.restore(cursor), Error);
 }
 
+TEST(RowPacker, ContiguousUsesEveryToken) {
+  const Folder folder("contiguous");
+  const std::vector<Tokens> documents = make_documents(40, 90, 12);
+  const Tokens stream = joined(documents);
+  write_shard(folder / "a.bin", stream);
+  RowPacker packer(options_for({folder / "a.bin"}), 50, Packing::contiguous);
+  for (size_t at = 0; at < 3 * stream.size();) {
+    const Row row = next_row(packer);
+    ASSERT_EQ(row.starts[0], 0);
+    for (size_t i = 0; i < row.tokens.size(); ++i, ++at) {
+      ASSERT_EQ(row.tokens[i], stream[at % stream.size()]) << "token " << at;
+      ASSERT_EQ(i > 0 && row.tokens[i] == kBos,
+                i > 0 && std::ranges::count(row.starts, static_cast<int32_t>(i)) == 1);
+    }
+  }
+  EXPECT_EQ(packer.cropped_tokens(), 0);
+}
+
+TEST(RowPacker, BooksAreNotCropped) {
+  const Folder folder("book");
+  write_shard(folder / "book.bin", joined(make_documents(3, 9000, 5)));
+  write_shard(folder / "pages.bin", joined(make_documents(400, 60, 6)));
+  EXPECT_EQ(RowPacker(options_for({folder / "book.bin"}), 64).packing(), Packing::contiguous);
+  EXPECT_EQ(RowPacker(options_for({folder / "pages.bin"}), 64).packing(), Packing::best_fit);
+}
+
 TEST(RowPacker, ResumesAtEveryRow) {
   const Folder folder("resume");
   write_shard(folder / "a.bin", joined(make_documents(150, 100, 3)), true);
   write_shard(folder / "b.bin", joined(make_documents(200, 100, 4)), true);
-  for (const int arm : {0, 1, 2, 3}) {
+  for (const int arm : {0, 1, 2, 3, 4, 5}) {
     DocumentOptions options = options_for({folder / "a.bin", folder / "b.bin"});
     if (arm % 2 == 1) options.data_seed = 11;
-    const Packing packing = arm < 2 ? Packing::best_fit : Packing::in_order;
+    const Packing packing = std::array{Packing::best_fit, Packing::in_order,
+                                       Packing::contiguous}[static_cast<size_t>(arm / 2)];
     RowPacker packer(options, 64, packing);
     std::vector<Row> rows;
     std::vector<DataCursor> cursors;
