@@ -143,6 +143,9 @@ std::string panel_svg(const ReportData& data, Panel panel);
 /// Everything that is drawn, as JSON; the HTML file holds it in <script id="report-data">.
 OrderedJson report_json(const ReportData& data);
 
+/// "val_bpb ≤ 1.2345", the first words of a report; empty without a metric.
+std::string goal_text(const ReportData& data);
+
 /// Draws an SVG into a PNG file, `width` pixels wide, by the program rsvg-convert (librsvg).
 /// Error{unsupported} with a hint when it is not installed, Error{io} when it fails.
 void write_png(const std::string& svg, const std::string& path, int width = 1600);

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "tightloop/lab/report/report.h"
+#include "tightloop/lab/report/svg.h"
+
+namespace tightloop {
+
+/// Every picture is drawn twice: for a page and for a phone.
+enum class PanelWidth { page, phone };
+
+Svg draw_panel(const ReportData& data, Panel panel, PanelWidth width);
+/// Differences to the reference arm with their intervals, one row per effect.
+Svg draw_effects(const ReportData& data, PanelWidth width);
+
+/// The arms whose points Panel A compares; either may be empty when no point has it.
+std::string roofline_reference(const ReportData& data);
+std::string roofline_candidate(const ReportData& data);
+/// Place in `arms` (0 when the name is not there): the colour of an arm.
+size_t arm_index(const ReportData& data, const std::string& arm);
+/// Whether a point can be drawn and listed: positive time, finite work, some work.
+bool is_drawable(const RooflinePoint& point);
+/// "compute" or "memory": the ceiling that bounds the point.
+std::string_view bound_of(const RooflinePoint& point, const RooflineCeilings& ceilings);
+
+/// Mean of the runs of one arm at the steps that all of them evaluated; empty below two runs.
+struct MeanCurve {
+  std::vector<CurvePoint> points;
+  int runs = 0;
+};
+MeanCurve mean_curve(const ReportData& data, const std::string& arm);
+
+}  // namespace tightloop
