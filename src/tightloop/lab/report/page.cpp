@@ -32,6 +32,7 @@ white-space:nowrap;vertical-align:top}
 th{font-weight:600;color:var(--soft);vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal;
 overflow-wrap:anywhere;min-width:7rem}
+th.left,td.left{text-align:left}
 tbody tr:last-child td{border-bottom:0}
 .verdict{margin:.5rem 0;padding:.1rem 0 .1rem .8rem;border-left:3px solid currentColor}
 .verdict p{color:var(--ink);margin:0}
@@ -44,25 +45,28 @@ dd{margin:0;overflow-wrap:anywhere}
 ul{padding-left:1.2rem;margin:.4rem 0 .8rem}
 li{margin:.15rem 0;overflow-wrap:anywhere}
 .bars{display:grid;grid-template-columns:minmax(5rem,max-content) 1fr max-content;gap:.5rem .8rem;
-align-items:center;font-size:.875rem;margin:.8rem 0}
-.bars .name{overflow-wrap:anywhere;max-width:14rem}
+align-items:center;grid-auto-flow:dense;font-size:.875rem;margin:.8rem 0}
+.bars .name{grid-column:1;overflow-wrap:anywhere;max-width:14rem}
+.bars .bar{grid-column:2}
+.bars .total{grid-column:3}
 .bar{display:flex;height:1.7rem}
 .bar i{display:block;background:currentColor;border-right:1px solid var(--back);min-width:1px;
 -webkit-print-color-adjust:exact;print-color-adjust:exact}
 .keys{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.875rem;color:var(--soft)}
-.keys span::before{content:"";display:inline-block;width:.75rem;height:.75rem;margin-right:.4rem;
-background:var(--key);vertical-align:-1px;-webkit-print-color-adjust:exact;print-color-adjust:exact}
+.keys i{display:inline-block;width:.75rem;height:.75rem;margin-right:.4rem;
+background:currentColor;vertical-align:-1px;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 #tip{position:fixed;z-index:9;pointer-events:none;background:var(--ink);color:var(--back);
 font-size:.8rem;line-height:1.4;padding:.4rem .6rem;border-radius:5px;white-space:pre-line;
 max-width:19rem;overflow-wrap:anywhere;visibility:hidden}
-.m.near .dot,.m.near .ring,.m.near .open{stroke:currentColor;stroke-width:3;stroke-opacity:1}
+.m.near .dot,.m.near .ring,.m.near .open,.m.near .spot{stroke:currentColor;fill-opacity:1;stroke-width:3;stroke-opacity:1}
 @media (max-width:640px){
 main{padding:1.2rem .9rem 3rem}
 h1{font-size:1.25rem}
 svg.page{display:none}
 svg.phone{display:block}
 .bars{grid-template-columns:1fr max-content}
-.bars .bar{grid-column:1/-1;grid-row:auto;order:0;margin-bottom:.4rem}
+.bars .bar{grid-column:1/-1;margin-bottom:.4rem}
+.bars .total{grid-column:2}
 .bars .name{max-width:none}
 }
 @media screen and (prefers-color-scheme:dark){

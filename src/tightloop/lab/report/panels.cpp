@@ -173,6 +173,12 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
     const double turn = slope * 3.14159265358979 / 180.0;
     svg.text({at.x + 7 * std::sin(turn), at.y - 7 * std::cos(turn)}, text, "strong", Anchor::middle,
              slope);
+    const double half = 0.5 * text_width(text, kFont);
+    for (double d = -half; d <= half; d += 6.0) {
+      const Point q{at.x + d * std::cos(turn) + 11 * std::sin(turn),
+                    at.y + d * std::sin(turn) - 11 * std::cos(turn)};
+      reserve({q.x - 7, q.y - 7, q.x + 7, q.y + 7});
+    }
     const std::string peak_text =
         phone ? fmt::format("{} GFLOP/s", short_number(peak))
               : fmt::format("multiply-add peak, measured: {} GFLOP/s", short_number(peak));
@@ -180,8 +186,16 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
     reserve({right - 4 - text_width(peak_text, kFont), y.at(peak) - 20, right, y.at(peak) - 2});
   }
 
+  for (size_t i = 1; i < roof.size(); ++i) {
+    for (double share = 0.0; share <= 1.0; share += 0.01) {
+      const Point q{roof[i - 1].x + share * (roof[i].x - roof[i - 1].x),
+                    roof[i - 1].y + share * (roof[i].y - roof[i - 1].y)};
+      reserve({q.x - 2, q.y - 2, q.x + 2, q.y + 2});
+    }
+  }
+
   // Places and sizes; the large ones first, so that small ones stay visible.
-  const double full = phone ? 26.0 : 38.0;  // radius of an op that takes the whole step
+  const double full = phone ? 22.0 : 32.0;  // radius of an op that takes the whole step
   for (Placed& p : placed) {
     p.px = {x.clamped(p.point->flops == 0.0 ? x.low : p.intensity), y.clamped(p.gflops)};
     if (p.gflops <= 0.0) p.px.y = y.from_px;
@@ -245,7 +259,7 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
 
   // Names beside the marks that matter, where there is room.
   for (const Placed& p : placed) {
-    const double r = 0.5 * p.radius;
+    const double r = 0.6 * p.radius;
     reserve({p.px.x - r, p.px.y - r, p.px.x + r, p.px.y + r});
   }
   std::vector<const Placed*> named;
@@ -276,6 +290,7 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
       Point text;
       Anchor anchor;
       Box box;
+      bool far = false;  // needs a line to its mark
     };
     std::vector<Try> tries;
     for (const double dy : {0.0, -0.7 * r - 4, 0.7 * r + 6, -r - 16, r + 18}) {
@@ -288,13 +303,30 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
     for (const double base : {at.y - r - 2, at.y + r + h - 2})
       tries.push_back(
           {{at.x, base}, Anchor::middle, {at.x - w / 2, base - h, at.x + w / 2, base + 3}});
+    for (const double distance : {34.0, 50.0, 68.0, 90.0}) {
+      for (const double degrees : {60.0, 90.0, 35.0, 120.0, -60.0, 145.0, -90.0, 10.0, -120.0}) {
+        const double turn = degrees * 3.14159265358979 / 180.0;
+        const Point q{at.x + (r + distance) * std::cos(turn),
+                      at.y + (r + distance) * std::sin(turn)};
+        tries.push_back({{q.x, q.y + 4},
+                         Anchor::middle,
+                         {q.x - w / 2, q.y + 4 - h, q.x + w / 2, q.y + 7},
+                         true});
+      }
+    }
     for (const Try& t : tries) {
       const bool free =
           t.box.inside(area) &&
           std::none_of(taken.begin(), taken.end(), [&](const Box& b) { return b.overlaps(t.box); });
       if (!free) continue;
+      if (t.far) {
+        const double y_end = t.text.y < at.y ? t.box.bottom : t.box.top;
+        svg.open_group(color(phase_color(p->point->phase)));
+        svg.line(at, {t.text.x, y_end}, "ln thin");
+        svg.close();
+      }
       svg.text(t.text, name,
-               fmt::format("tint {}{}", color(phase_color(p->point->phase)),
+               fmt::format("tint halo {}{}", color(phase_color(p->point->phase)),
                            p->point->kind == RooflinePoint::Kind::aggregate ? " strong" : ""),
                t.anchor);
       reserve(t.box);
@@ -380,15 +412,32 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
   const double row_height = phone ? 40 : 30;
   const double strip = any_crossing ? 62 + row_height * static_cast<double>(arms.size()) : 0.0;
   const double plot = phone ? 300 : 360;
-  Svg svg(phone ? "b-phone" : "b", phone ? 380 : 920, 54 + plot + 44 + strip,
+  // The legend, in as many rows as it needs.
+  struct Key {
+    std::string text;
+    size_t tint;
+    Point at;
+  };
+  const double total = phone ? 380 : 920;
+  std::vector<Key> keys;
+  Point next{phone ? 8.0 : 58.0, 16.0};
+  for (const std::string& arm : arms) {
+    const std::string text = cut(arm, phone ? 150 : 240);
+    const double needed = 42 + text_width(text, kFont);
+    if (next.x + needed > total && !keys.empty()) next = {phone ? 8.0 : 58.0, next.y + 17.0};
+    keys.push_back({text, arm_index(data, arm), next});
+    next.x += needed;
+  }
+  const double top = next.y + 38.0;
+  Svg svg(phone ? "b-phone" : "b", total, top + plot + 44 + strip,
           fmt::format("{} against seconds of training, for every run", data.metric));
   if (x_high <= 0.0) {
     draw_empty(svg, "no run has an evaluation");
     return svg;
   }
 
-  // The metric's range: all that happened after the first twentieth of the longest run; what is
-  // above runs in from the top.
+  // The metric's range is the neighbourhood of the target: from the lowest value to five times as
+  // far above. Curves run in from the top.
   double low = data.threshold, high = data.threshold;
   if (!std::isfinite(low)) low = kInfinity, high = -kInfinity;
   if (data.floor && std::isfinite(*data.floor)) low = std::min(low, *data.floor);
@@ -399,8 +448,10 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
       if (p.clock_s >= 0.05 * x_high) high = std::max(high, p.metric);
     }
   }
+  if (std::isfinite(data.threshold) && data.threshold > low)
+    high = std::min(high, low + 5.0 * (data.threshold - low));
   const double left = phone ? 44 : 58, right = svg.width() - (phone ? 10 : 18);
-  const double top = 54, bottom = top + plot;
+  const double bottom = top + plot;
   const Axis x = nice_axis(Axis::Scale::linear, 0.0, x_high, left, right);
   const double pad = 0.03 * (high - low);
   const Axis y = nice_axis(Axis::Scale::linear, low - pad, high + pad, bottom, top);
@@ -411,7 +462,7 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
   const auto level = [&](double value, std::string_view classes, const std::string& text) {
     if (!std::isfinite(value) || value < y.low || value > y.high) return;
     svg.line({left, y.at(value)}, {right, y.at(value)}, classes);
-    svg.text({right - 4, y.at(value) - 5}, text, "strong", Anchor::end);
+    svg.text({left + 6, y.at(value) - 5}, text, "strong");
   };
 
   svg.open_clipped(left, top, right - left, bottom - top);
@@ -452,14 +503,13 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
                                 short_number(p.metric, 5), short_number(p.step, 6),
                                 short_number(p.clock_s, 4)),
                     tint);
-      svg.shape(MarkShape::circle, at, 1.3, "dot");
+      svg.shape(MarkShape::circle, at, 2.2, "spot");
       svg.close();
     }
   }
   svg.close();
-  if (data.floor)
-    level(*data.floor, "floor", fmt::format("known floor {}", short_number(*data.floor, 5)));
-  level(data.threshold, "target", fmt::format("target {}", short_number(data.threshold, 5)));
+  if (data.floor) level(*data.floor, "floor", fmt::format("known floor {:.6g}", *data.floor));
+  level(data.threshold, "target", fmt::format("target {:.6g}", data.threshold));
 
   const auto crossing_tip = [&](const ReportRun& run, const ReportCrossing& c) {
     return fmt::format("{}\ntarget reached at {} s (90 % interval {} to {})\nstep {}",
@@ -477,22 +527,12 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
     svg.close();
   }
 
-  // Legend.
-  double at = phone ? 8 : left, row = 16;
-  for (const std::string& arm : arms) {
-    const std::string text = cut(arm, phone ? 150 : 240);
-    const size_t tint = arm_index(data, arm);
-    const double needed = 28 + text_width(text, kFont) + 14;
-    if (at + needed > right + 14 && at > left) {
-      at = phone ? 8 : left;
-      row += 17;
-    }
-    svg.open_group(color(tint));
-    svg.line({at, row - 4}, {at + 20, row - 4}, "ln thick");
-    svg.shape(shape_of(tint), {at + 10, row - 4}, 4, "open");
-    svg.text({at + 26, row}, text, "tint");
+  for (const Key& key : keys) {
+    svg.open_group(color(key.tint));
+    svg.line({key.at.x, key.at.y - 4}, {key.at.x + 20, key.at.y - 4}, "ln thick");
+    svg.shape(shape_of(key.tint), {key.at.x + 10, key.at.y - 4}, 4, "open");
+    svg.text({key.at.x + 26, key.at.y}, key.text, "tint");
     svg.close();
-    at += needed;
   }
   if (!any_crossing) return svg;
 
@@ -598,6 +638,20 @@ std::string_view bound_of(const RooflinePoint& p, const RooflineCeilings& c) {
   return p.flops * c.memory_gbs > p.bytes * c.peak_gflops ? "compute" : "memory";
 }
 
+bool holds_numbers(const ReportTable& table, size_t column) {
+  if (column == 0) return false;
+  int64_t numbers = 0, words = 0;
+  for (const std::vector<std::string>& row : table.rows) {
+    if (column >= row.size() || row[column].empty()) continue;
+    const std::string& cell = row[column];
+    const size_t first = cell.find_first_not_of("+-<>~ ");
+    const bool number =
+        first != std::string::npos && first < 3 && cell[first] >= '0' && cell[first] <= '9';
+    ++(number || cell == "n/a" || cell == "-" ? numbers : words);
+  }
+  return numbers >= words;
+}
+
 MeanCurve mean_curve(const ReportData& data, const std::string& arm) {
   struct Sum {
     double clock = 0.0, metric = 0.0;
@@ -656,7 +710,7 @@ Svg draw_effects(const ReportData& data, PanelWidth width) {
   const double bottom = top + row_height * static_cast<double>(rows.size());
   Svg svg(phone ? "c-phone" : "c", phone ? 380 : 920, bottom + 40,
           "Differences to the reference in percent, with 95 % intervals");
-  const double left = phone ? 10 : 320, right = svg.width() - (phone ? 10 : 190);
+  const double left = phone ? 10 : 270, right = svg.width() - (phone ? 10 : 190);
   const Axis x = nice_axis(Axis::Scale::linear, low, high, left, right);
   for (const Tick& t : ticks(x, phone ? 5 : 8)) {
     svg.line({x.at(t.value), top}, {x.at(t.value), bottom}, "grid");
@@ -678,8 +732,8 @@ Svg draw_effects(const ReportData& data, PanelWidth width) {
       svg.text({10, row_top + 13}, cut(verdict->arm + ", " + effect->what, 215), "tint");
       svg.text({370, row_top + 13}, value, "soft", Anchor::end);
     } else {
-      if (first_row) svg.text({10, middle + 4}, cut(verdict->arm, 160), "tint");
-      svg.text({left - 14, middle + 4}, cut(effect->what, 130), "", Anchor::end);
+      if (first_row) svg.text({10, middle + 4}, cut(verdict->arm, 130), "tint");
+      svg.text({left - 14, middle + 4}, cut(effect->what, 110), "", Anchor::end);
       svg.text({right + 14, middle + 4}, value, "soft");
     }
     const Point at{x.clamped(effect->percent), middle};

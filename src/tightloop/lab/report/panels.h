@@ -22,6 +22,9 @@ bool is_drawable(const RooflinePoint& point);
 /// "compute" or "memory": the ceiling that bounds the point.
 std::string_view bound_of(const RooflinePoint& point, const RooflineCeilings& ceilings);
 
+/// Whether most cells of a column start with a number; the first column never does.
+bool holds_numbers(const ReportTable& table, size_t column);
+
 /// Mean of the runs of one arm at the steps that all of them evaluated; empty below two runs.
 struct MeanCurve {
   std::vector<CurvePoint> points;

@@ -19,18 +19,31 @@ std::string section(std::string_view heading, std::string_view content) {
 
 /// Both versions of a picture; the style sheet shows one of them.
 std::string figure(std::string_view id, const Svg& page, const Svg& phone, std::string_view text) {
-  return fmt::format("<figure id=\"{}\">\n{}{}<figcaption>{}</figcaption>\n</figure>\n", id,
-                     page.inlined("page"), phone.inlined("phone"), escape_text(text));
+  return fmt::format("<figure id=\"{}\">\n{}{}{}</figure>\n", id, page.inlined("page"),
+                     phone.inlined("phone"),
+                     text.empty() ? "" : "<figcaption>" + escape_text(text) + "</figcaption>\n");
+}
+
+/// HTML of a sentence: no line break between a number and its per cent sign.
+std::string sentence(std::string_view text) {
+  std::string html = escape_text(text);
+  for (size_t at = 0; (at = html.find(" %", at)) != std::string::npos;)
+    html.replace(at, 1, "&nbsp;");
+  return html;
 }
 
 std::string table_html(const ReportTable& table) {
   std::string html = "<div class=\"wide\"><table>\n<thead><tr>";
-  for (const std::string& column : table.columns)
-    html += fmt::format("<th scope=\"col\">{}</th>", escape_text(column));
+  std::vector<std::string_view> align;
+  for (size_t i = 0; i < table.columns.size(); ++i) {
+    align.push_back(holds_numbers(table, i) ? "" : " class=\"left\"");
+    html += fmt::format("<th scope=\"col\"{}>{}</th>", align[i], escape_text(table.columns[i]));
+  }
   html += "</tr></thead>\n<tbody>\n";
   for (const std::vector<std::string>& row : table.rows) {
     html += "<tr>";
-    for (const std::string& cell : row) html += "<td>" + escape_text(cell) + "</td>";
+    for (size_t i = 0; i < row.size(); ++i)
+      html += fmt::format("<td{}>{}</td>", i < align.size() ? align[i] : "", escape_text(row[i]));
     html += "</tr>\n";
   }
   html += "</tbody></table></div>\n";
@@ -83,7 +96,9 @@ std::string quality_html(const ReportData& data) {
   std::string caption =
       "Validation on the same tokens for every run. Thin: one seed; thick: the mean of the seeds. "
       "Marks on the target line: where a run first stays below it, with its 90 % interval. A run "
-      "without a mark did not reach the target and counts as censored at its last evaluation.";
+      "without a mark did not reach the target and counts as censored at its last evaluation; "
+      "means "
+      "below are of the runs that reached it.";
   if (data.metric_sd)
     caption +=
         " Band: two standard errors from the spread of repeats (" + data.metric_sd_source + ").";
@@ -99,7 +114,7 @@ std::string verdicts_html(const ReportData& data) {
         "<div class=\"verdict c{}\"><p><strong>{}</strong>: <span class=\"word\">{}</span>. "
         "{}</p></div>\n",
         arm_index(data, v.arm) % kChartColors, escape_text(v.arm), escape_text(v.word),
-        escape_text(v.text));
+        sentence(v.text));
     effects = effects || !v.effects.empty();
   }
   if (effects)
@@ -130,18 +145,20 @@ std::string memory_html(const ReportData& data) {
   };
   std::string html = "<div class=\"keys\">";
   for (const std::string& purpose : purposes)
-    html += fmt::format("<span class=\"c{}\" style=\"--key:currentColor\">{}</span>",
-                        color_of(purpose), escape_text(purpose));
+    html += fmt::format("<span><i class=\"c{}\"></i>{}</span>", color_of(purpose),
+                        escape_text(purpose));
   html += "</div>\n<div class=\"bars\">\n";
   for (const ReportMemory& m : data.memory) {
-    html += fmt::format("<div class=\"name\">{}</div>\n<div class=\"bar\">", escape_text(m.arm));
+    html += fmt::format(
+        "<div class=\"name\">{}</div>\n<div class=\"total\">{}</div>\n<div class=\"bar\">",
+        escape_text(m.arm), human_bytes_text(total_of(m)));
     for (const auto& [purpose, bytes] : m.bytes) {
       if (!usable(bytes)) continue;
       html += fmt::format("<i class=\"c{}\" style=\"width:{:.3f}%\" title=\"{}: {}\"></i>",
                           color_of(purpose), 100.0 * bytes / most, escape_text(purpose),
                           human_bytes_text(bytes));
     }
-    html += fmt::format("</div>\n<div class=\"total\">{}</div>\n", human_bytes_text(total_of(m)));
+    html += "</div>\n";
   }
   html += "</div>\n";
   ReportTable table;
@@ -218,15 +235,14 @@ std::string script_json(const OrderedJson& json) {
 }  // namespace
 
 std::string goal_text(const ReportData& data) {
-  return data.metric.empty() ? ""
-                             : fmt::format("{} ≤ {}", data.metric, short_number(data.threshold, 5));
+  return data.metric.empty() ? "" : fmt::format("{} ≤ {:.6g}", data.metric, data.threshold);
 }
 
 std::string render_html(const ReportData& data) {
   const std::string goal = goal_text(data);
   std::string body = "<header>\n<h1>";
   if (!goal.empty()) body += "<span class=\"goal\">" + escape_text(goal) + "</span>: ";
-  body += escape_text(data.answer.empty() ? data.title : data.answer) + "</h1>\n";
+  body += sentence(data.answer.empty() ? data.title : data.answer) + "</h1>\n";
   if (!data.answer.empty()) body += "<p class=\"sub\">" + escape_text(data.title) + "</p>\n";
   body += "</header>\n";
   if (!data.tables.empty()) body += table_html(data.tables.front());

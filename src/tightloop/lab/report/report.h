@@ -68,7 +68,7 @@ struct ReportRun {
   std::optional<ReportCrossing> crossing;  // empty: not reached, censored at the last clock value
 };
 
-/// A table of finished text: the first column is left-aligned, the others right-aligned.
+/// A table of finished text. Columns of numbers are aligned to the right.
 struct ReportTable {
   std::string title;
   std::string note;  // below the table, may be empty

@@ -355,12 +355,14 @@ std::string chart_style() {
       "font-size:12px;font-variant-numeric:tabular-nums}"
       ".chart text{fill:#24292f}.chart .soft{fill:#5a626c}.chart .tick{font-size:11px;fill:#5a626c}"
       ".chart .tint{fill:currentColor}.chart .strong{font-weight:600}"
+      ".halo{paint-order:stroke;stroke:#ffffff;stroke-width:3px;stroke-linejoin:round}"
       ".bg{fill:#ffffff}"
       ".ln{fill:none;stroke:currentColor}.thin{stroke-width:1;stroke-opacity:.55}"
       ".thick{stroke-width:2.2}.dot{fill:currentColor}.ring{fill:none;stroke:currentColor}"
       ".open{fill:#ffffff;stroke:currentColor;stroke-width:1.5}"
       ".area{fill:currentColor;fill-opacity:.13;stroke:none}"
-      ".fade{fill-opacity:.62}.hit{fill:transparent;stroke:none}"
+      ".fade{fill-opacity:.45;stroke:currentColor;stroke-width:1}.spot{fill:currentColor;fill-"
+      "opacity:0}.hit{fill:transparent;stroke:none}"
       ".grid{stroke:#e4e7eb;stroke-width:1}.minor{stroke:#f1f3f5;stroke-width:1}"
       ".axis{stroke:#8a929b;stroke-width:1}.roof{fill:none;stroke:#24292f;stroke-width:1.8}"
       ".target{stroke:#24292f;stroke-width:1.2;stroke-dasharray:6 4}"
@@ -369,7 +371,7 @@ std::string chart_style() {
   style +=
       "@media screen and (prefers-color-scheme:dark){"
       ".chart text{fill:#e3e7eb}.chart .soft,.chart .tick{fill:#a3abb5}"
-      ".chart .tint{fill:currentColor}.bg{fill:#15181c}.open{fill:#15181c}"
+      ".chart .tint{fill:currentColor}.halo{stroke:#15181c}.bg{fill:#15181c}.open{fill:#15181c}"
       ".grid{stroke:#2b3037}.minor{stroke:#20242a}.axis{stroke:#6b747e}.roof{stroke:#e3e7eb}"
       ".target{stroke:#e3e7eb}.floor{stroke:#a3abb5}";
   for (int i = 0; i < kChartColors; ++i) style += fmt::format(".c{}{{color:{}}}", i, kDark[i]);

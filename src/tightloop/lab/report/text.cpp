@@ -101,7 +101,8 @@ std::string table_text(const ReportTable& table) {
       used += 2 + width[last++];
     const auto line = [&](const std::vector<std::string>& row) {
       std::string result = padded(cell(row, 0), width[0], false);
-      for (size_t i = first; i < last; ++i) result += "  " + padded(cell(row, i), width[i], true);
+      for (size_t i = first; i < last; ++i)
+        result += "  " + padded(cell(row, i), width[i], holds_numbers(table, i));
       while (!result.empty() && result.back() == ' ') result.pop_back();
       text += result + "\n";
     };
