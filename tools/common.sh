@@ -13,7 +13,7 @@ die() {
 BUILD_PACKAGES=(
   g++ cmake ninja-build pkg-config ccache git python3 ca-certificates
   libfmt-dev nlohmann-json3-dev libtomlplusplus-dev libcli11-dev
-  libpcre2-dev libutf8proc-dev libcurl4-openssl-dev libgtest-dev
+  libpcre2-dev libutf8proc-dev libcurl4-openssl-dev libsqlite3-dev libgtest-dev
 )
 CHECK_PACKAGES=(clang clang-tidy clang-format-14 libbenchmark-dev libopenblas-openmp-dev)
 

@@ -10,6 +10,7 @@ namespace tightloop {
 namespace {
 
 std::atomic<int64_t> g_block_bytes{0};
+std::atomic<int64_t> g_blocks_made{0};
 
 }  // namespace
 
@@ -22,6 +23,7 @@ MemoryBlock::MemoryBlock(int64_t bytes) : bytes_(bytes) {
   madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   data_ = static_cast<std::byte*>(p);
   g_block_bytes += bytes;
+  ++g_blocks_made;
 }
 
 MemoryBlock::~MemoryBlock() {
@@ -41,6 +43,10 @@ MemoryBlock& MemoryBlock::operator=(MemoryBlock&& other) noexcept {
 
 int64_t memory_block_bytes() {
   return g_block_bytes.load();
+}
+
+int64_t memory_blocks_made() {
+  return g_blocks_made.load();
 }
 
 SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device)
