@@ -417,7 +417,9 @@ Experiment plan_experiment(TrainFlags& train, const RunFlags& flags, const Train
   e.build_hash = build_hash();
   e.verify_resume = flags.verify_resume;
   e.silence_s = flags.silence_s;
-  for (const std::string& note : notes) talk("note: " + note + "\n");
+  if (e.name != "lock") {
+    for (const std::string& note : notes) talk("note: " + note + "\n");
+  }
   return e;
 }
 
@@ -503,6 +505,114 @@ int run_template(TrainFlags& train, const RunFlags& flags) {
                      e.cells().size(), predicted.cell_s,
                      duration(predicted.cell_s * static_cast<double>(left)), predicted.how));
   return run_and_show(lab, e, flags, predicted.cell_s);
+}
+
+// ---- lab lock ----
+
+struct LockFlags : RunFlags {
+  std::optional<double> floor_offset;
+};
+
+/// Where a threshold that nobody measured is expected to be crossed.
+constexpr double kExpectedProgress = 0.85;
+
+void show_lock(const LabFolder& lab, const LabFlags& flags) {
+  const TargetLock lock = lab.lock();
+  if (flags.json) {
+    out(to_json(lock).dump() + "\n");
+    return;
+  }
+  out(
+      fmt::format("target {} <= {:.6f} in {}\n  {}\n  crossed at {:.1f} % of the steps; noise of "
+                  "the metric {:.4f} ({:.0f} degrees of freedom)\n  hash {}\n",
+                  lock.metric, lock.threshold, lab.path(), lock.method,
+                  100 * lock.crossing_progress, lock.metric_sd, lock.metric_sd_df, lock.hash()));
+}
+
+/// Baselines of the experiment "lock", and what follows from them.
+TargetLock derive_lock(LabFolder& lab, const Experiment& e, TargetLock lock) {
+  std::vector<BaselineCurve> curves;
+  for (const Cell& cell : e.cells()) {
+    const CellState state = cell_state(lab, cell);
+    if (state.kind != CellState::Kind::done)
+      throw Error(ErrorKind::usage, fmt::format("baseline {} has no finished run", cell.name))
+          .with_hint(fmt::format("`tightloop lab status {}`", lab.path()));
+    const std::string id = state.row->text("run_id");
+    curves.push_back({.run_id = id,
+                      .steps = e.steps,
+                      .points = measured_points(lab.file("runs/" + id), lock.metric)});
+    lock.runs.push_back(id);
+  }
+  const LockDerivation d = derive_threshold(curves);
+  lock.threshold = d.threshold;
+  lock.metric_sd = d.metric_sd;
+  lock.metric_sd_df = d.metric_sd_df;
+  lock.crossing_progress = d.crossing_progress;
+  lock.method = fmt::format("median best of {} baselines + {:.4g}", curves.size(), d.offset);
+  std::string table;
+  double noise = 0.0;
+  for (const LockCheck& check : d.checks) {
+    noise = std::max(noise, check.noise_share);
+    table += fmt::format("  {:<40} crosses at {:5.1f} % of the steps, noise {:.2f} % of the time\n",
+                         check.run_id, 100 * check.progress, 100 * check.noise_share);
+  }
+  talk(table);
+  if (!d.quiet)
+    talk(
+        fmt::format("warning: noise of the metric moves the time to target by {:.1f} %, more than "
+                    "the {:.1f} % a target should have; more --eval-tokens make it less\n",
+                    100 * noise, 100 * kLockNoise));
+  return lock;
+}
+
+int run_lock(TrainFlags& train, LockFlags& flags) {
+  train.resolve();
+  flags.template_name = "lock";
+  const std::string folder = default_folder(flags, train.preset);
+  Trainer trainer(train.config, train.options);
+  const ValidationData validation = trainer.validation();
+  TargetLock lock;
+  lock.metric = train.config.target_metric;
+  lock.eval_tokens = validation.tokens;
+  lock.data_sha256 = validation.data_sha256;
+  lock.tokenizer_sha256 = validation.tokenizer_sha256;
+  lock.floor = validation.floor;
+  lock.crossing_progress = kExpectedProgress;
+  lock.created = utc_timestamp();
+  LabFolder lab(folder, true);
+  if (lab.has_lock())
+    throw Error(ErrorKind::usage, fmt::format("'{}' has a target already", folder))
+        .with_hint(fmt::format("see it with `tightloop lab status {}`; a new target needs a new "
+                               "--lab-dir",
+                               folder));
+  if (train.config.target_threshold) {
+    lock.threshold = *train.config.target_threshold;
+    lock.method = "given";
+  } else if (flags.floor_offset) {
+    if (!validation.floor)
+      fail(ErrorKind::usage, "--floor-offset: the floor of this data is not known");
+    lock.metric = "val_loss";
+    lock.threshold = *validation.floor + *flags.floor_offset;
+    lock.method = fmt::format("floor {:.4f} + {} nats", *validation.floor, *flags.floor_offset);
+  } else {
+    Experiment e = plan_experiment(train, flags, trainer.plan());
+    e.window = {.first = std::max<int64_t>(1, e.steps / 2),
+                .last = e.steps,
+                .every = dense_evaluations(e.steps, 1.0).every};
+    const Prediction predicted =
+        predict(trainer.plan(), e.window, train.config.eval_every, lab.ledger().rows());
+    if (flags.dry_run) {
+      show_plan(e, trainer.plan(), folder, predicted);
+      return kDone;
+    }
+    e = settle(lab, e);
+    const int code = run_and_show(lab, e, flags, predicted.cell_s);
+    if (code != kDone) return code;
+    lock = derive_lock(lab, e, lock);
+  }
+  lab.set_lock(lock);
+  show_lock(lab, flags);
+  return kDone;
 }
 
 // ---- lab resume, status, table ----
@@ -638,6 +748,21 @@ void add_program_option(CLI::App& command, LabFlags& flags) {
       ->group("");
 }
 
+void add_run_options(CLI::App& command, LabFlags& flags) {
+  command.add_option("--lab-dir", flags.lab_dir, "lab folder [lab/<preset>, or lab/main]")
+      ->type_name("DIR");
+  command.add_option("--seeds", flags.seeds, "seeds of every arm: 1,2 or 1..10 [1,2]")
+      ->type_name("LIST");
+  command
+      .add_option("--cell-timeout", flags.silence_s,
+                  "seconds without a sign of life after which a cell has hung [600]")
+      ->type_name("seconds")
+      ->check(CLI::Range(0.1, 1e9));
+  command.add_flag("--dry-run", flags.dry_run, "print the cells and the predicted time");
+  command.add_flag("--json", flags.json, "one JSON object on stdout");
+  add_program_option(command, flags);
+}
+
 }  // namespace
 
 void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
@@ -649,20 +774,24 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   auto run_flags = std::make_shared<RunFlags>();
   run_flags->command = command_line;
   run->add_option("template", run_flags->template_name, "G or AA")->required();
-  run->add_option("--lab-dir", run_flags->lab_dir, "lab folder [lab/<preset>, or lab/main]")
-      ->type_name("DIR");
-  run->add_option("--seeds", run_flags->seeds, "seeds of every arm: 1,2 or 1..10 [1,2]")
-      ->type_name("LIST");
-  run->add_option("--cell-timeout", run_flags->silence_s,
-                  "seconds without a step after which a cell has hung [600]")
-      ->type_name("seconds")
-      ->check(CLI::Range(0.1, 1e9));
-  run->add_flag("--dry-run", run_flags->dry_run, "print the cells and the predicted time");
+  add_run_options(*run, *run_flags);
   run->add_flag("--require-verdict", run_flags->require_verdict, "exit 1 when inconclusive");
-  run->add_flag("--json", run_flags->json, "one JSON object on stdout");
-  add_program_option(*run, *run_flags);
   run->callback([train, run_flags, &runner] {
     runner = [train, run_flags] { return run_template(*train, *run_flags); };
+  });
+
+  auto* lock = lab->add_subcommand(
+      "lock",
+      "fix the target of a lab folder: from baseline runs, --target-threshold, or the floor");
+  auto lock_train = std::make_shared<TrainFlags>(*lock);
+  auto lock_flags = std::make_shared<LockFlags>();
+  lock_flags->command = command_line;
+  add_run_options(*lock, *lock_flags);
+  lock->add_option("--floor-offset", lock_flags->floor_offset,
+                   "target = known floor of the validation data + this")
+      ->type_name("nats");
+  lock->callback([lock_train, lock_flags, &runner] {
+    runner = [lock_train, lock_flags] { return run_lock(*lock_train, *lock_flags); };
   });
 
   auto* resume = lab->add_subcommand("resume", "run what is not finished");
@@ -686,7 +815,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   table->callback(
       [table_flags, &runner] { runner = [table_flags] { return show_table(*table_flags); }; });
 
-  for (auto* sub : {run, resume, status, table}) sub->allow_extras();
+  for (auto* sub : {run, lock, resume, status, table}) sub->allow_extras();
   lab->require_subcommand(1);
   lab->footer("Example: tightloop lab run G --preset quick-lab");
 }
