@@ -8,6 +8,8 @@ namespace tightloop {
 /// Every picture is drawn twice: for a page and for a phone.
 enum class PanelWidth { page, phone };
 
+Svg draw_roofline(const ReportData& data, PanelWidth width);  // Panel A
+Svg draw_quality(const ReportData& data, PanelWidth width);   // Panel B
 Svg draw_panel(const ReportData& data, Panel panel, PanelWidth width);
 /// Differences to the reference arm with their intervals, one row per effect.
 Svg draw_effects(const ReportData& data, PanelWidth width);
@@ -31,5 +33,16 @@ struct MeanCurve {
   int runs = 0;
 };
 MeanCurve mean_curve(const ReportData& data, const std::string& arm);
+
+// What the panels share.
+inline constexpr double kChartFont = 12.0;  // pixels
+/// Class of the i-th colour, shape of the i-th arm.
+std::string color(size_t index);
+MarkShape shape_of(size_t index);
+/// The text in one line of at most `width` pixels, with an ellipsis when it was cut.
+std::string cut(std::string_view text, double width);
+/// Grid lines and labels of both axes around a plot area.
+void draw_axes(Svg& svg, const Axis& x, const Axis& y, int x_labels, int y_labels);
+void draw_empty(Svg& svg, std::string_view sentence);
 
 }  // namespace tightloop

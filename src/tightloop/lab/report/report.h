@@ -42,7 +42,7 @@ struct RooflinePoint {
   double share_of_step = 0.0;     // seconds / seconds of the step, 0 to 1
   double share_of_ceiling = 0.0;  // floor_seconds / seconds; above 1 when operands were in a cache
   std::vector<std::string>
-      replaces;  // names of the reference arm's ops of this phase that it replaced
+      replaces;  // ops of the reference arm, of any phase, in whose place it stands
 };
 
 /// One evaluation of a run.

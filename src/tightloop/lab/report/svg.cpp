@@ -360,7 +360,7 @@ std::string chart_style() {
       ".ln{fill:none;stroke:currentColor}.thin{stroke-width:1;stroke-opacity:.55}"
       ".thick{stroke-width:2.2}.dot{fill:currentColor}.ring{fill:none;stroke:currentColor}"
       ".open{fill:#ffffff;stroke:currentColor;stroke-width:1.5}"
-      ".area{fill:currentColor;fill-opacity:.13;stroke:none}"
+      ".pale{opacity:.6}.area{fill:currentColor;fill-opacity:.13;stroke:none}"
       ".fade{fill-opacity:.45;stroke:currentColor;stroke-width:1}.spot{fill:currentColor;fill-"
       "opacity:0}.hit{fill:transparent;stroke:none}"
       ".grid{stroke:#e4e7eb;stroke-width:1}.minor{stroke:#f1f3f5;stroke-width:1}"
