@@ -13,6 +13,7 @@
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/lab/experiment.h"
+#include "tightloop/lab/report_data.h"
 #include "tightloop/lab/results_table.h"
 #include "tightloop/lab/run_row.h"
 #include "tightloop/lab/verdict.h"
@@ -191,83 +192,11 @@ class LabView : public LabObserver {
 
 // ---- the result ----
 
-std::vector<const LedgerRow*> ok_runs(const std::vector<LedgerRow>& rows,
-                                      const std::string& experiment,
-                                      const std::string& arm) {
-  std::vector<const LedgerRow*> runs;
-  for (const LedgerRow& row : rows) {
-    if (row.text("experiment") == experiment && row.text("arm") == arm &&
-        row.text("status") == "ok")
-      runs.push_back(&row);
-  }
-  return runs;
-}
-
-std::vector<double> numbers(const std::vector<const LedgerRow*>& runs, std::string_view column) {
-  std::vector<double> values;
-  for (const LedgerRow* run : runs) {
-    if (const auto x = run->number(column)) values.push_back(*x);
-  }
-  return values;
-}
-
-std::string mean_or_dash(const std::vector<double>& values, int digits) {
-  return values.empty() ? "-" : fmt::format("{:.{}f}", sample_of(values).mean, digits);
-}
-
-/// "12.31 [12.02, 12.60]": mean over the runs, and the 90 % interval of that mean that follows from
-/// the intervals of the runs.
-std::string time_cell(const std::vector<const LedgerRow*>& runs) {
-  double sum = 0.0, squares = 0.0;
-  int64_t n = 0;
-  for (const LedgerRow* run : runs) {
-    const auto t = run->number("time_to_target_sec_measured");
-    const auto high = run->number("ttt_hi");
-    if (!t || !high) continue;
-    sum += *t;
-    squares += (*high - *t) * (*high - *t);
-    ++n;
-  }
-  if (n == 0) return "not reached";
-  const double mean = sum / static_cast<double>(n);
-  const double half = std::sqrt(squares) / static_cast<double>(n);
-  std::string text = fmt::format("{:.2f} [{:.2f}, {:.2f}]", mean, mean - half, mean + half);
-  if (n < static_cast<int64_t>(runs.size())) text += fmt::format(" ({}/{})", n, runs.size());
-  return text;
-}
-
 std::string final_table(const Experiment& experiment,
                         const std::vector<LedgerRow>& rows,
                         const TargetLock& lock,
                         const std::vector<ArmVerdict>& verdicts) {
-  std::vector<std::vector<std::string>> cells{{"arm", "runs", "time to target s [90 %]",
-                                               "steps to target", "tok/s", "peak MiB",
-                                               "final " + lock.metric, "time per step", "verdict"}};
-  for (size_t i = 0; i < experiment.arms.size(); ++i) {
-    const std::string& arm = experiment.arms[i].name;
-    const auto runs = ok_runs(rows, experiment.name, arm);
-    std::vector<double> metric;
-    for (const LedgerRow* run : runs) {
-      if (const auto m = final_metric(*run, lock)) metric.push_back(*m);
-    }
-    std::string change = "reference", verdict = "-";
-    if (i > 0) {
-      const ArmVerdict& v = verdicts[i - 1];
-      change =
-          v.step_time.pairs == 0 ? "-"
-          : std::isfinite(v.step_time.low)
-              ? fmt::format("{:+.2f} % [{:+.2f}, {:+.2f}]", 100 * std::expm1(v.step_time.mean),
-                            100 * std::expm1(v.step_time.low), 100 * std::expm1(v.step_time.high))
-              : fmt::format("{:+.2f} %", 100 * std::expm1(v.step_time.mean));
-      verdict = fmt::format("{} ({})", name_of(v.answer), name_of(v.evidence));
-    }
-    const auto speed = numbers(runs, "tok_per_sec_median");
-    cells.push_back({arm, fmt::format("{}", runs.size()), time_cell(runs),
-                     mean_or_dash(numbers(runs, "steps_to_target"), 1),
-                     speed.empty() ? "-" : human(sample_of(speed).mean),
-                     mean_or_dash(numbers(runs, "peak_mem_mib"), 1), mean_or_dash(metric, 4),
-                     change, verdict});
-  }
+  const auto cells = summary_cells(experiment, rows, lock, verdicts);
   std::vector<size_t> widths(cells[0].size());
   for (const auto& row : cells) {
     for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
@@ -286,10 +215,36 @@ std::string final_table(const Experiment& experiment,
   return text;
 }
 
-std::vector<std::string> arm_names(const Experiment& experiment) {
-  std::vector<std::string> names;
-  for (const Arm& arm : experiment.arms) names.push_back(arm.name);
-  return names;
+constexpr int kProfileRounds = 5;
+
+struct ReportFlags : LabFlags {
+  std::string experiment;
+  std::string html;  // empty: report-<experiment>.html in the lab folder
+  std::string svg_folder, png_folder;
+  bool text = false;
+};
+
+/// Profiles the arms, writes the report; returns its path.
+std::string write_report(const LabFolder& lab,
+                         const Experiment& experiment,
+                         const ReportFlags& flags) {
+  const ReportData data = report_data(lab, experiment, kProfileRounds, [] {
+    if (g_stop.load()) fail(ErrorKind::interrupted, "interrupted while profiling");
+  });
+  const std::string path =
+      flags.html.empty() ? lab.file("report-" + experiment.name + ".html") : flags.html;
+  write_file_atomically(path, render_html(data));
+  for (const auto& [panel, name] :
+       {std::pair(Panel::roofline, "roofline"), std::pair(Panel::quality, "quality")}) {
+    const std::string file = fmt::format("{}-{}", experiment.name, name);
+    if (!flags.svg_folder.empty())
+      write_file_atomically((fs::path(flags.svg_folder) / (file + ".svg")).string(),
+                            panel_svg(data, panel));
+    if (!flags.png_folder.empty())
+      write_png(panel_svg(data, panel), (fs::path(flags.png_folder) / (file + ".png")).string());
+  }
+  if (flags.text) out(render_text(data));
+  return path;
 }
 
 /// Judges, keeps decisions/<name>.json, prints. Returns the exit code.
@@ -323,6 +278,8 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
     out("\n" + table + "\n");
     for (const ArmVerdict& v : verdicts) out(v.text + "\n\n");
   }
+  const std::string report = write_report(lab, experiment, {});
+  if (!flags.json) out(fmt::format("report: {}\n", report));
   return flags.require_verdict && undecided ? kJudgedFailed : kDone;
 }
 
@@ -736,6 +693,24 @@ int show_table(const TableFlags& flags) {
   return kDone;
 }
 
+int show_report(const ReportFlags& flags) {
+  LabFolder lab(find_lab(flags.lab_dir), false);
+  OrderedJson json = OrderedJson::array();
+  for (const std::string& name : lab.experiment_names()) {
+    if (!flags.experiment.empty() && name != flags.experiment) continue;
+    const Experiment e = lab.experiment(name);
+    if (e.lock_hash.empty()) continue;
+    const std::string path = write_report(lab, e, flags);
+    json.push_back({{"experiment", name}, {"report", path}});
+    if (!flags.json) talk(fmt::format("report: {}\n", path));
+  }
+  if (json.empty())
+    throw Error(ErrorKind::usage, fmt::format("'{}' has no experiment to report", lab.path()))
+        .with_hint("`tightloop lab run G`");
+  if (flags.json) out(json.dump() + "\n");
+  return kDone;
+}
+
 void add_reading_options(CLI::App& command, LabFlags& flags) {
   command.add_option("folder", flags.lab_dir, "lab folder (not given: the newest below ./lab)")
       ->type_name("DIR");
@@ -815,7 +790,20 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   table->callback(
       [table_flags, &runner] { runner = [table_flags] { return show_table(*table_flags); }; });
 
-  for (auto* sub : {run, lock, resume, status, table}) sub->allow_extras();
+  auto* report = lab->add_subcommand("report", "one HTML file: verdict, roofline, curves, memory");
+  auto report_flags = std::make_shared<ReportFlags>();
+  add_reading_options(*report, *report_flags);
+  report->add_option("--experiment", report_flags->experiment, "only this one")->type_name("NAME");
+  report->add_option("--html", report_flags->html, "where to write it")->type_name("FILE");
+  report->add_option("--svg", report_flags->svg_folder, "each panel as SVG into this folder")
+      ->type_name("DIR");
+  report->add_option("--png", report_flags->png_folder, "each panel as PNG into this folder")
+      ->type_name("DIR");
+  report->add_flag("--text", report_flags->text, "the report as text on stdout");
+  report->callback(
+      [report_flags, &runner] { runner = [report_flags] { return show_report(*report_flags); }; });
+
+  for (auto* sub : {run, lock, resume, status, table, report}) sub->allow_extras();
   lab->require_subcommand(1);
   lab->footer("Example: tightloop lab run G --preset quick-lab");
 }

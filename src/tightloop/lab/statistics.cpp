@@ -52,6 +52,10 @@ double incomplete_beta(double a, double b, double x) {
 double student_t_cdf(double t, double df) {
   if (std::isnan(t) || !(df > 0.0)) return kNan;
   if (std::isinf(t)) return t > 0 ? 1.0 : 0.0;
+  if (t * t < df) {  // near the middle the tail would lose digits
+    const double half = 0.5 * incomplete_beta(0.5, 0.5 * df, t * t / (df + t * t));
+    return t > 0.0 ? 0.5 + half : 0.5 - half;
+  }
   const double tail = 0.5 * incomplete_beta(0.5 * df, 0.5, df / (df + t * t));
   return t > 0.0 ? 1.0 - tail : tail;
 }
