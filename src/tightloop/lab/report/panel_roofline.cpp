@@ -49,7 +49,8 @@ std::string tip_of(const RooflinePoint& p, const RooflineCeilings& c) {
   tip += fmt::format("\n{:.0f} % of its ceiling ({})", 100.0 * p.share_of_ceiling, bound_of(p, c));
   if (p.share_of_ceiling > 1.005) tip += ": operands were in a cache";
   if (p.flops == 0.0) tip += "\nno FLOPs: drawn at the left edge";
-  if (!p.replaces.empty()) tip += fmt::format("\nreplaces {}", fmt::join(p.replaces, ", "));
+  for (const std::string& name : p.replaces)
+    tip += (&name == p.replaces.data() ? "\nreplaces " : ", ") + name;
   return tip;
 }
 

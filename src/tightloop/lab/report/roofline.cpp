@@ -241,6 +241,18 @@ StepProfile profile_step(const std::vector<ProfiledArm>& arms,
       break;
     }
   }
+  // The optimizer is the same Program in every arm: its times say how quiet the machine was.
+  double least = 0.0, most = 0.0;
+  for (const RooflinePoint& p : profile.points) {
+    if (p.kind != RooflinePoint::Kind::aggregate || p.name != kOptimizer) continue;
+    least = least == 0.0 ? p.seconds : std::min(least, p.seconds);
+    most = std::max(most, p.seconds);
+  }
+  if (most > 1.15 * least)
+    profile.notes.push_back(fmt::format(
+        "The optimizer, the same Program in every arm, took {} in one arm and {} in another: "
+        "differences of this size between arms mean nothing here. Repeat on a quiet machine.",
+        human_seconds(least), human_seconds(most)));
   return profile;
 }
 
