@@ -149,6 +149,28 @@ class Lab(Case):
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(self.rows(), before)
 
+    def test_verify_resume_of_every_cell(self):
+        self.lock()
+        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "3,4")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([row["resume_check"] for row in self.rows()], ["pass"] * 4)
+        self.assertFalse(list((self.dir / "lab/main").glob("resume-check/*")))
+        # A cell that does not continue as it was is a row that says so.
+        wrapper = self.dir / "wrapper"
+        wrapper.write_text('#!/bin/sh\ncase "$*" in *--resume*) set -- "$@" --lr-mult 0.5;; esac\n'
+                           f'exec {common.BINARY} "$@"\n')
+        wrapper.chmod(0o755)
+        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "1",
+                        "--lab-dir", "lab/other", "--program", wrapper)
+        self.assertEqual(done.returncode, 2)   # no target there
+        self.lock("--lab-dir", "lab/other")
+        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "1",
+                        "--lab-dir", "lab/other", "--program", wrapper)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        for row in self.rows("lab/other"):
+            self.assertEqual((row["status"], row["resume_check"]), ("resume_mismatch", "fail"))
+            self.assertIn("has other bits", row["detail"])
+
     def test_target_is_checked(self):
         refused = self.lab("run", "G", *self.base())
         self.assertEqual(refused.returncode, 2)

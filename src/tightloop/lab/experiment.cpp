@@ -13,6 +13,7 @@
 #include "tightloop/core/sha256.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/lab/process.h"
+#include "tightloop/lab/resume_check.h"
 #include "tightloop/lab/run_row.h"
 #include "tightloop/train/checkpoint.h"
 
@@ -337,6 +338,10 @@ std::vector<std::string> cell_arguments(const LabFolder& lab,
     arguments.push_back("--" + flag);
     arguments.push_back(value);
   }
+  if (experiment.verify_resume) {
+    arguments.push_back("--save-every");
+    arguments.push_back(fmt::format("{}", resume_check_step(experiment.steps)));
+  }
   return arguments;
 }
 
@@ -395,6 +400,22 @@ RunCellsResult run_cells(LabFolder& lab,
            experiment.name, lab.path());
   }
   const auto record = [&](const Cell& cell, const std::string& run, int64_t attempt) {
+    const bool ok = !fs::exists(fs::path(run) / "outcome.json");
+    if (experiment.verify_resume && ok && !fs::exists(fs::path(run) / "resume_check.json")) {
+      const auto train_to_end = [&](const std::string& folder) {
+        ChildOptions options{.program = program,
+                             .arguments = {"train", "--resume", folder, "--json", "--with-parent",
+                                           fmt::format("{}", getpid())},
+                             .log = lab.file("logs/" + cell.name + ".log"),
+                             .silence_s = experiment.silence_s};
+        const auto ignore = [](std::string_view) {};
+        const bool done = run_child(options, ignore, stop).exit_code == 0;
+        if (!done && stop.load()) fail(ErrorKind::interrupted, "interrupted in a resume check");
+        return done;
+      };
+      const std::string scratch = lab.file("resume-check/" + cell.name);
+      check_resume(run, scratch, experiment, experiment.arm(cell.arm), train_to_end);
+    }
     const LedgerRow row = row_of_run(run, experiment, cell, attempt, lock ? &*lock : nullptr);
     lab.ledger().add(row);
     observer.on_row(cell, row);

@@ -174,8 +174,8 @@ EvalWindow dense_evaluations(int64_t steps, double crossing_progress) {
 }
 
 const ShippedLock* shipped_lock(std::string_view preset) {
-  // Measured on 8 seeds of the unfused reference: docs/results.md.
-  static constexpr ShippedLock kLocks[] = {{"quick-lab", 1.0, 0.03, 3.0, 0.85}};
+  // From 4 seeds of the unfused reference, which cross at 78 to 88 % of their steps.
+  static constexpr ShippedLock kLocks[] = {{"quick-lab", 0.63, 0.012, 3.0, 0.82}};
   for (const ShippedLock& lock : kLocks) {
     if (lock.preset == preset) return &lock;
   }

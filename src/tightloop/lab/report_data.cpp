@@ -5,9 +5,9 @@
 #include <memory>
 #include <set>
 
+#include "tightloop/lab/arm_setup.h"
 #include "tightloop/lab/report/roofline.h"
 #include "tightloop/lab/run_row.h"
-#include "tightloop/train/trainer.h"
 
 namespace tightloop {
 namespace {
@@ -58,24 +58,6 @@ std::string effect_cell(const Effect& e) {
   if (!std::isfinite(e.low)) return fmt::format("{:+.2f} %", percent(e.mean));
   return fmt::format("{:+.2f} % [{:+.2f}, {:+.2f}]", percent(e.mean), percent(e.low),
                      percent(e.high));
-}
-
-/// A training run built, but not begun, from the flags of an arm.
-struct ArmSetup {
-  TrainConfig config;
-  Options options;
-  std::unique_ptr<Trainer> trainer;
-};
-
-std::unique_ptr<ArmSetup> set_up(const Experiment& experiment, const Arm& arm) {
-  auto setup = std::make_unique<ArmSetup>();
-  declare_train_options(setup->options, setup->config);
-  for (const FlagValues& flags : {experiment.base, arm.rewrites}) {
-    for (const auto& [flag, value] : flags)
-      setup->options.set(flag, value, "experiment " + experiment.name);
-  }
-  setup->trainer = std::make_unique<Trainer>(setup->config, setup->options);
-  return setup;
 }
 
 void add_effect(ReportVerdict& verdict, const char* what, const std::optional<Effect>& e) {

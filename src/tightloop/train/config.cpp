@@ -180,12 +180,12 @@ std::vector<std::pair<std::string, std::string>> train_preset(std::string_view n
             {"head-dim", "32"},
             {"max-seq-len", "128"},
             {"window-pattern", "L"},
-            {"device-batch-size", "16"},
-            {"total-batch-size", "2048"},
-            {"num-iterations", "200"},
+            {"device-batch-size", "32"},
+            {"total-batch-size", "4096"},
+            {"num-iterations", "80"},
             {"warmup-steps", "10"},
-            {"eval-every", "20"},
-            {"eval-tokens", "16384"},
+            {"eval-every", "10"},
+            {"eval-tokens", "8192"},
             {"sample-every", "-1"},
             {"run", "quick-lab"}};
   Error error(ErrorKind::usage, fmt::format("unknown preset '{}'", name));
