@@ -27,11 +27,11 @@ svg.chart{display:block;width:100%;height:auto}
 svg.phone{display:none}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.875rem;min-width:100%}
-th,td{padding:.32rem .55rem;text-align:right;border-bottom:1px solid var(--line);
+th,td{padding:.32rem .4rem;text-align:right;border-bottom:1px solid var(--line);
 white-space:nowrap;vertical-align:top}
-th{font-weight:600;color:var(--soft);vertical-align:bottom}
+th{font-weight:600;color:var(--soft);vertical-align:bottom;white-space:normal}
 th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal;
-overflow-wrap:anywhere;min-width:7rem}
+overflow-wrap:anywhere;min-width:6.6rem}
 th.left,td.left{text-align:left}
 tbody tr:last-child td{border-bottom:0}
 .verdict{margin:.5rem 0;padding:.1rem 0 .1rem .8rem;border-left:3px solid currentColor}
@@ -78,7 +78,7 @@ body{font-size:10.5pt}
 main{max-width:none;padding:0}
 svg.page{display:block}
 svg.phone{display:none}
-h2{break-after:avoid}
+h2{break-after:avoid;margin-top:1.4rem}
 figure,.verdict,tr,.bars{break-inside:avoid}
 .wide{overflow:visible}
 table{font-size:8pt}

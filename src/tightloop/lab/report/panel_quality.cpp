@@ -88,7 +88,6 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
   // far above. Curves run in from the top.
   double low = data.threshold, high = data.threshold;
   if (!std::isfinite(low)) low = kInfinity, high = -kInfinity;
-  if (data.floor && std::isfinite(*data.floor)) low = std::min(low, *data.floor);
   for (const ReportRun& run : data.runs) {
     for (const CurvePoint& p : run.curve) {
       if (!std::isfinite(p.metric) || !std::isfinite(p.clock_s)) continue;
@@ -96,6 +95,9 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
       if (p.clock_s >= 0.05 * x_high) high = std::max(high, p.metric);
     }
   }
+  // The known floor belongs into the picture unless it would squeeze the curves.
+  const bool has_floor = data.floor && std::isfinite(*data.floor);
+  if (has_floor && *data.floor >= low - 0.6 * (high - low)) low = std::min(low, *data.floor);
   if (std::isfinite(data.threshold) && data.threshold > low)
     high = std::min(high, low + 5.0 * (data.threshold - low));
   const double left = phone ? 44 : 58, right = svg.width() - (phone ? 10 : 18);
@@ -156,7 +158,13 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
     }
   }
   svg.close();
-  if (data.floor) level(*data.floor, "floor", fmt::format("known floor {:.6g}", *data.floor));
+  if (has_floor) {
+    const std::string text = fmt::format("known floor {:.6g}", *data.floor);
+    if (*data.floor < y.low)
+      svg.text({left + 6, bottom - 6}, text + " is below", "soft");
+    else
+      level(*data.floor, "floor", text);
+  }
   level(data.threshold, "target", fmt::format("target {:.6g}", data.threshold));
 
   const auto crossing_tip = [&](const ReportRun& run, const ReportCrossing& c) {

@@ -99,7 +99,7 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
     if (p.point->flops == 0.0) p.gflops = 1e-9 * p.point->bytes / p.point->seconds * x.low;
     // Ops of no weight stand on the edge rather than stretch the axis.
     if (p.point->share_of_step > 5e-4 && p.gflops > 0.0)
-      y_low = std::min(y_low, std::max(p.gflops, peak * 1e-5));
+      y_low = std::min(y_low, std::max(p.gflops, peak * 1e-4));
     y_high = std::max(y_high, std::min(p.gflops, peak * 1e2));
   }
   const Axis y = nice_axis(Axis::Scale::log, 0.8 * y_low, y_high, bottom, top);

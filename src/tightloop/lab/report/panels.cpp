@@ -67,6 +67,14 @@ bool holds_numbers(const ReportTable& table, size_t column) {
   return numbers >= words;
 }
 
+std::string effect_text(const ReportEffect& effect) {
+  const auto number = [](double x) {
+    return fmt::format("{:+.1f}", std::fabs(x) < 0.05 ? 0.0 : x);
+  };
+  return fmt::format("{} % [{}, {}]", number(effect.percent), number(effect.low),
+                     number(effect.high));
+}
+
 Svg draw_panel(const ReportData& data, Panel panel, PanelWidth width) {
   return panel == Panel::roofline ? draw_roofline(data, width) : draw_quality(data, width);
 }
@@ -114,8 +122,7 @@ Svg draw_effects(const ReportData& data, PanelWidth width) {
     const size_t tint = arm_index(data, verdict->arm);
     const double row_top = top + row_height * static_cast<double>(i);
     const double middle = row_top + (phone ? 27 : row_height / 2);
-    const std::string value =
-        fmt::format("{:+.1f} % [{:+.1f}, {:+.1f}]", effect->percent, effect->low, effect->high);
+    const std::string value = effect_text(*effect);
     if (!phone && first_row && i > 0) svg.line({10, row_top}, {svg.width() - 10, row_top}, "grid");
     svg.open_group(color(tint));
     if (phone) {

@@ -24,6 +24,8 @@ bool is_drawable(const RooflinePoint& point);
 /// "compute" or "memory": the ceiling that bounds the point.
 std::string_view bound_of(const RooflinePoint& point, const RooflineCeilings& ceilings);
 
+/// "-3.4 % [-8.0, +1.2]".
+std::string effect_text(const ReportEffect& effect);
 /// Whether most cells of a column start with a number; the first column never does.
 bool holds_numbers(const ReportTable& table, size_t column);
 

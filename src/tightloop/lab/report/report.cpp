@@ -139,25 +139,49 @@ std::string memory_html(const ReportData& data) {
         purposes.push_back(purpose);
     }
   }
+  // Purposes that no bar would show are one piece.
+  std::vector<std::string> pieces;
+  for (const std::string& purpose : purposes) {
+    double largest = 0.0;
+    for (const ReportMemory& m : data.memory) {
+      for (const auto& [name, bytes] : m.bytes) {
+        if (name == purpose && usable(bytes)) largest = std::max(largest, bytes);
+      }
+    }
+    if (largest >= 0.01 * most) pieces.push_back(purpose);
+  }
+  const auto is_piece = [&](const std::string& purpose) {
+    return std::find(pieces.begin(), pieces.end(), purpose) != pieces.end();
+  };
   const auto color_of = [&](const std::string& purpose) {
-    const auto at = std::find(purposes.begin(), purposes.end(), purpose) - purposes.begin();
-    return static_cast<size_t>(at + 1) % kChartColors;
+    const auto at = std::find(pieces.begin(), pieces.end(), purpose);
+    return at == pieces.end() ? size_t{0}
+                              : static_cast<size_t>(at - pieces.begin()) % (kChartColors - 1) + 1;
   };
   std::string html = "<div class=\"keys\">";
-  for (const std::string& purpose : purposes)
+  for (const std::string& purpose : pieces)
     html += fmt::format("<span><i class=\"c{}\"></i>{}</span>", color_of(purpose),
                         escape_text(purpose));
+  if (pieces.size() < purposes.size()) html += "<span><i class=\"c0\"></i>other</span>";
   html += "</div>\n<div class=\"bars\">\n";
   for (const ReportMemory& m : data.memory) {
     html += fmt::format(
         "<div class=\"name\">{}</div>\n<div class=\"total\">{}</div>\n<div class=\"bar\">",
         escape_text(m.arm), human_bytes_text(total_of(m)));
-    for (const auto& [purpose, bytes] : m.bytes) {
-      if (!usable(bytes)) continue;
+    double other = 0.0;
+    const auto add = [&](const std::string& purpose, double bytes) {
       html += fmt::format("<i class=\"c{}\" style=\"width:{:.3f}%\" title=\"{}: {}\"></i>",
                           color_of(purpose), 100.0 * bytes / most, escape_text(purpose),
                           human_bytes_text(bytes));
+    };
+    for (const auto& [purpose, bytes] : m.bytes) {
+      if (!usable(bytes)) continue;
+      if (is_piece(purpose))
+        add(purpose, bytes);
+      else
+        other += bytes;
     }
+    if (other > 0.0) add("other", other);
     html += "</div>\n";
   }
   html += "</div>\n";

@@ -134,7 +134,8 @@ enum class Panel { roofline, quality };
 /// light and dark, phone and print. Sections without data are left out.
 std::string render_html(const ReportData& data);
 
-/// The same in at most 80 columns of plain text; ends with a line break.
+/// The same in at most 80 columns of plain text (only commands may be longer); ends with a line
+/// break.
 std::string render_text(const ReportData& data);
 
 /// One panel as a self-contained SVG file; with a sentence instead of marks when it has no data.

@@ -145,6 +145,25 @@ TEST(Report, NoRunReachesTheTarget) {
   EXPECT_NE(render_text(data).find("not reached"), std::string::npos);
 }
 
+TEST(Report, AFloorFarBelowDoesNotSqueezeTheCurves) {
+  ReportData data = example_report();
+  EXPECT_NE(panel_svg(data, Panel::quality).find("known floor 1.082<"), std::string::npos);
+  data.floor = 0.1;
+  EXPECT_NE(panel_svg(data, Panel::quality).find("known floor 0.1 is below<"), std::string::npos);
+}
+
+TEST(Report, SmallPurposesOfMemoryAreOne) {
+  ReportData data = example_report();
+  for (ReportMemory& m : data.memory) {
+    m.bytes.emplace_back("scalars", 700.0);
+    m.bytes.emplace_back("constants", 0x1p20);
+  }
+  const std::string html = render_html(data);
+  EXPECT_NE(html.find("</i>other<"), std::string::npos);
+  EXPECT_EQ(html.find("</i>scalars<"), std::string::npos);
+  EXPECT_NE(html.find(">scalars</th>"), std::string::npos);  // the numbers have it
+}
+
 TEST(Report, MeanCurveTakesStepsThatAllRunsHave) {
   const ReportData data = example_report();
   const MeanCurve full = mean_curve(data, "baseline"), cut = mean_curve(data, "chunked-ce");

@@ -173,9 +173,7 @@ std::string render_text(const ReportData& data) {
     for (const ReportVerdict& v : data.verdicts) {
       text += wrapped(fmt::format("  {}: {}. {}", v.arm, v.word, v.text), 4);
       for (const ReportEffect& e : v.effects)
-        text += wrapped(
-            fmt::format("    {}: {:+.1f} % [{:+.1f}, {:+.1f}]", e.what, e.percent, e.low, e.high),
-            6);
+        text += wrapped(fmt::format("    {}: {}", e.what, effect_text(e)), 6);
     }
   }
   if (!data.runs.empty()) text += heading("runs") + table_text(crossings(data));
