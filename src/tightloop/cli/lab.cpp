@@ -237,11 +237,15 @@ std::string write_report(const LabFolder& lab,
   for (const auto& [panel, name] :
        {std::pair(Panel::roofline, "roofline"), std::pair(Panel::quality, "quality")}) {
     const std::string file = fmt::format("{}-{}", experiment.name, name);
-    if (!flags.svg_folder.empty())
+    if (!flags.svg_folder.empty()) {
+      make_directories(flags.svg_folder);
       write_file_atomically((fs::path(flags.svg_folder) / (file + ".svg")).string(),
                             panel_svg(data, panel));
-    if (!flags.png_folder.empty())
+    }
+    if (!flags.png_folder.empty()) {
+      make_directories(flags.png_folder);
       write_png(panel_svg(data, panel), (fs::path(flags.png_folder) / (file + ".png")).string());
+    }
   }
   if (flags.text) out(render_text(data));
   return path;

@@ -253,10 +253,12 @@ ReportData report_data(const LabFolder& lab,
       if (!known) data.rewrites.push_back(std::move(rewrite));
     }
   }
+  std::vector<std::string> profile_notes;
   if (profile_rounds > 0) {
     StepProfile profile = profile_step(profiled, setups[0]->trainer->plan(), profile_rounds, stop);
     data.ceilings = profile.ceilings;
     data.points = std::move(profile.points);
+    profile_notes = std::move(profile.notes);
   }
   data.machine = machine_facts(data.ceilings ? &*data.ceilings : nullptr);
 
@@ -272,6 +274,7 @@ ReportData report_data(const LabFolder& lab,
       fmt::format("Both arms of a pair have the same seed and see the same data in the "
                   "same order; {} has every rewrite of this experiment off.",
                   reference_name())};
+  data.notes.insert(data.notes.end(), profile_notes.begin(), profile_notes.end());
   return data;
 }
 
