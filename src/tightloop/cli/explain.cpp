@@ -157,10 +157,11 @@ void write_roofline(const TrainFlags& train, const ExplainFlags& flags) {
                     1e3 * p.seconds, 100.0 * p.share_of_ceiling, p.arm);
     if (first == 0.0)
       first = p.seconds;
-    else
+    else if (profile.notes.empty())
       times += fmt::format(" ({:+.1f} %)", 100.0 * (p.seconds / first - 1.0));
   }
   data.answer = "A step takes " + times;
+  if (!profile.notes.empty()) data.answer += ". Measured on a busy machine: see the notes";
   data.machine = machine_facts(&profile.ceilings);
   data.notes = {
       fmt::format("Seconds are medians of {} rounds after one to warm up; the arms took turns. A "

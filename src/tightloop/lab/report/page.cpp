@@ -79,6 +79,7 @@ main{max-width:none;padding:0}
 svg.page{display:block}
 svg.phone{display:none}
 h2{break-after:avoid;margin-top:1.4rem}
+h3{break-after:avoid}
 figure,.verdict,tr,.bars{break-inside:avoid}
 .wide{overflow:visible}
 table{font-size:8pt}
