@@ -10,6 +10,7 @@
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/lab/report/roofline.h"
+#include "tightloop/lab/report/svg.h"
 #include "tightloop/train/trainer.h"
 
 namespace tightloop::cli {
@@ -149,16 +150,11 @@ void write_roofline(const TrainFlags& train, const ExplainFlags& flags) {
       m.n_layer, m.n_embd, m.vocab_size, before.plan().rows_per_step, m.sequence_len,
       before.plan().micro_steps, before.plan().micro_steps == 1 ? "" : "s");
   std::string times;
-  double first = 0.0;
   for (const RooflinePoint& p : profile.points) {
     if (p.name != "step" || p.kind != RooflinePoint::Kind::aggregate) continue;
     times +=
         fmt::format("{}{:.1f} ms at {:.0f} % of its ceiling with {}", times.empty() ? "" : "; ",
-                    1e3 * p.seconds, 100.0 * p.share_of_ceiling, p.arm);
-    if (first == 0.0)
-      first = p.seconds;
-    else if (profile.notes.empty())
-      times += fmt::format(" ({:+.1f} %)", 100.0 * (p.seconds / first - 1.0));
+                    human_seconds(p.seconds), 100.0 * p.share_of_ceiling, p.arm);
   }
   data.answer = "A step takes " + times;
   if (!profile.notes.empty()) data.answer += ". Measured on a busy machine: see the notes";
