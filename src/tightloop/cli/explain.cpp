@@ -152,9 +152,8 @@ void write_roofline(const TrainFlags& train, const ExplainFlags& flags) {
   std::string times;
   for (const RooflinePoint& p : profile.points) {
     if (p.name != "step" || p.kind != RooflinePoint::Kind::aggregate) continue;
-    times +=
-        fmt::format("{}{:.1f} ms at {:.0f} % of its ceiling with {}", times.empty() ? "" : "; ",
-                    human_seconds(p.seconds), 100.0 * p.share_of_ceiling, p.arm);
+    times += fmt::format("{}{} at {:.0f} % of its ceiling with {}", times.empty() ? "" : "; ",
+                         human_seconds(p.seconds), 100.0 * p.share_of_ceiling, p.arm);
   }
   data.answer = "A step takes " + times;
   if (!profile.notes.empty()) data.answer += ". Measured on a busy machine: see the notes";
