@@ -53,6 +53,11 @@ exec BINARY "$@"
 """
 
 
+def evaluations(run):
+    with open(run / "evals.csv", newline="") as f:
+        return [(row["step"], row["val_loss"]) for row in csv.DictReader(f)]
+
+
 class Lab(Case):
     def setUp(self):
         super().setUp()
@@ -82,7 +87,8 @@ class Lab(Case):
         return runs
 
     def bits(self, folder="lab/main"):
-        return {cell: (losses(run), weights(run, 40)) for cell, run in self.ok_runs(folder).items()}
+        return {cell: (losses(run), weights(run, 40), evaluations(run))
+                for cell, run in self.ok_runs(folder).items()}
 
     def test_template_g_from_lock_to_report(self):
         self.lock()
@@ -264,6 +270,7 @@ class Lab(Case):
         self.assertEqual(process.returncode, 0, stderr)
         self.assertEqual(expected, self.bits())
         for row in self.rows():
+            self.assertEqual(row["final_val_loss"] == "", row["status"] != "ok")
             self.assertIn((row["status"], row["detail"]), [("ok", ""), ("killed", "the lab ended")])
         for run in (self.dir / "lab/main/runs").glob("*-G.*"):   # no run without a row
             self.assertIn(run.name, [row["run_id"] for row in self.rows()])

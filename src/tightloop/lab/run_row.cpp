@@ -119,9 +119,6 @@ void add_summary(LedgerRow& row, const Json& summary, const std::string& where) 
   from.text("finished", "finished");
   from.number("final_train_loss", "final_train_loss");
   from.number("min_val_bpb", "min_val_bpb");
-  from.number("final_val_bpb", "val_bpb");
-  from.number("final_val_loss", "val_loss");
-  from.number("val_floor", "floor");
   from.number("peak_mem_mib", "peak_bytes", kMib);
   from.number("planned_mib", "planned_bytes", kMib);
   from.number("peak_resident_mib", "peak_resident_bytes", kMib);
@@ -193,6 +190,22 @@ void add_steps(LedgerRow& row, const std::vector<StepRecord>& steps) {
     row.set("realized_ratio", static_cast<double>(steps.back().tokens) / *scaling);
 }
 
+/// The last evaluation, when it is that of the end. Not from summary.json: a run that was killed
+/// after its last checkpoint has no evaluation of its own process in there.
+void add_final_evaluation(LedgerRow& row, const std::string& path) {
+  if (!fs::exists(path)) return;
+  const CsvTable table = read_csv(path);
+  if (table.rows.empty()) return;
+  const std::vector<std::string>& last = table.rows.back();
+  if (last[table.column("step")] != row.text("num_iterations")) return;
+  for (const auto& [column, field] :
+       {std::pair("final_val_bpb", "val_bpb"), std::pair("final_val_loss", "val_loss"),
+        std::pair("val_floor", "floor")}) {
+    const std::string& text = last[table.column(field)];
+    if (!text.empty() && text != "nan") row.set(column, parse_number(text));
+  }
+}
+
 }  // namespace
 
 std::vector<MeasuredPoint> measured_points(const std::string& run_folder,
@@ -247,6 +260,7 @@ LedgerRow row_of_run(const std::string& run_folder,
   const std::string outcome_path = in(run_folder, "outcome.json");
   const Json summary = json_of(summary_path), outcome = json_of(outcome_path);
   add_summary(row, summary, summary_path);
+  add_final_evaluation(row, in(run_folder, "evals.csv"));
   std::string status = get_string(summary, "status", summary_path, "killed");
   std::string detail = summary.empty() ? std::string(kLabEnded) : "";
   if (!outcome.empty()) {
