@@ -46,7 +46,8 @@ if(TL_THREADS_STD)
 endif()
 
 # tl_library(<layer> DEPS <layers...> LINK <packages...>)
-# One static library per layer: all .cpp files of the folder that are not tests, benches or fuzzers.
+# One static library per layer: all .cpp files of the folder that are not tests, benches or fuzzers;
+# a folder below with a CMakeLists.txt of its own is a library of its own.
 # Every <name>_test.cpp beside the code becomes the ctest <layer>.<name>, and with TL_BENCH every
 # <name>_bench.cpp the program bin/bench/<layer>_<name>, with TL_FUZZ every <name>_fuzz.cpp the
 # program bin/fuzz/<layer>_<name>.
@@ -54,6 +55,12 @@ function(tl_library layer)
   cmake_parse_arguments(ARG "" "" "DEPS;LINK" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cpp")
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.h")
+  file(GLOB_RECURSE nested CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*/CMakeLists.txt")
+  foreach(list ${nested})
+    get_filename_component(folder ${list} DIRECTORY)
+    list(FILTER sources EXCLUDE REGEX "^${folder}/")
+    list(FILTER headers EXCLUDE REGEX "^${folder}/")
+  endforeach()
   set(tests ${sources})
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
   set(benches ${sources})

@@ -13,9 +13,11 @@ die() {
 BUILD_PACKAGES=(
   g++ cmake ninja-build pkg-config ccache git python3 ca-certificates
   libfmt-dev nlohmann-json3-dev libtomlplusplus-dev libcli11-dev
-  libpcre2-dev libutf8proc-dev libcurl4-openssl-dev libgtest-dev
+  libpcre2-dev libutf8proc-dev libcurl4-openssl-dev libsqlite3-dev libgtest-dev
 )
-CHECK_PACKAGES=(clang clang-tidy clang-format-14 libbenchmark-dev libopenblas-openmp-dev)
+CHECK_PACKAGES=(
+  clang clang-tidy clang-format-14 libbenchmark-dev libopenblas-openmp-dev chromium librsvg2-bin
+)
 
 is_installed() {
   [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

@@ -44,6 +44,19 @@ class Messages(Case):
         self.fails(2, "train", "--core-metric-every", "5", says=["not available yet"])
         self.fails(2, "train", "--device", "cuda", says=["no CUDA device"])
 
+    def test_explain_files(self):
+        explain = ("explain", "--data", self.data, *TINY)
+        self.fails(2, *explain, "--rounds", "0", "--html", "a.html", says=["0 rounds"])
+        self.fails(3, *explain, "--rounds", "1", "--html", "nowhere/a.html", says=["nowhere"])
+        result = self.run_tool(*explain, "--rounds", "1", "--html", "a.html", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        stages = json.loads(result.stdout)["stages"]
+        self.assertEqual([s["stage"] for s in stages][:2], ["model", "differentiate"])
+        self.assertLess(stages[0]["cost"]["flops"], stages[1]["cost"]["flops"])
+        page = (self.dir / "a.html").read_text()
+        self.assertIn('id="panel-roofline"', page)
+        self.assertNotIn("http://", page.replace("http://www.w3.org/2000/svg", ""))
+
     def test_bad_values(self):
         self.fails(2, "train", "--depth", "three", says=["--depth", "'three'"])
         self.fails(2, "train", "--warmdown-ratio", "1.5", says=["--warmdown-ratio", "0 to 1"])

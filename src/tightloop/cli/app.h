@@ -57,6 +57,8 @@ void talk(std::string_view text);
 // The subcommands. Each adds itself to `app` and returns what runs it.
 using Runner = std::function<int()>;
 void add_train(CLI::App& app, Runner& runner);
+/// `command_line`: as typed, for the record.
+void add_lab(CLI::App& app, Runner& runner, const std::string& command_line);
 void add_eval(CLI::App& app, Runner& runner);
 void add_generate(CLI::App& app, Runner& runner);
 void add_explain(CLI::App& app, Runner& runner);

@@ -11,14 +11,12 @@
 #include "tightloop/cli/train_options.h"
 #include "tightloop/core/build_info.h"
 #include "tightloop/core/json.h"
-#include "tightloop/core/rng.h"
 #include "tightloop/core/threads.h"
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/host_info.h"
-#include "tightloop/model/nanochat_init.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/optim/optimizer.h"
-#include "tightloop/train/programs.h"
+#include "tightloop/train/timing_state.h"
 
 namespace tightloop::cli {
 namespace {
@@ -151,26 +149,8 @@ class Rig {
                                      : std::string("use a smaller --depth or --vocab"));
     slots_ = std::make_unique<SlotStore>(programs_->slots, spec_.device);
     workspace_ = std::make_unique<Workspace>(plans);
-    for (NanochatParameter p : programs_->parameters) {
-      if (p.init.kind == Init::Kind::zero) p.init = {Init::Kind::normal, 0.0, 0.02};
-      init_parameter(p, seed_, slots_->view(p.name));
-    }
-    init_rope_table(spec_.model, slots_->view("rope_table"));
-    const TensorView tokens = slots_->view(kTokensSlot), targets = slots_->view(kTargetsSlot);
-    Rng rng(seed_, 1);
-    const auto vocab = static_cast<uint64_t>(spec_.model.vocab_size);
-    for (int64_t i = 0; i < tokens.elems(); ++i) {
-      set_element(tokens, i, static_cast<double>(rng.below(vocab)));
-      set_element(targets, i, static_cast<double>(rng.below(vocab)));
-    }
-    set_element(slots_->view(kLossScaleSlot), 0,
-                1.0 / static_cast<double>(micro_tokens() * micro_steps_));
-    // The middle of a long run: full rates, no warm-up.
-    const Schedule schedule(spec_.model.recipe, 1000, default_schedule(spec_.model.recipe));
-    write_hypers(groups_, schedule, 200, [&](std::string_view slot, std::span<const double> v) {
-      for (size_t i = 0; i < v.size(); ++i)
-        set_element(slots_->view(slot), static_cast<int64_t>(i), v[i]);
-    });
+    fill_for_timing(*programs_, spec_.model, groups_, micro_tokens() * micro_steps_, seed_,
+                    *slots_);
   }
 
   Executable bind(const PlannedProgram& p) const {

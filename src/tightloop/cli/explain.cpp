@@ -8,6 +8,9 @@
 #include "tightloop/cli/train_options.h"
 #include "tightloop/core/json.h"
 #include "tightloop/engine/ceilings.h"
+#include "tightloop/io/atomic_file.h"
+#include "tightloop/lab/report/roofline.h"
+#include "tightloop/lab/report/svg.h"
 #include "tightloop/train/trainer.h"
 
 namespace tightloop::cli {
@@ -18,6 +21,10 @@ struct ExplainFlags {
   bool ops = false;
   bool plain = false;
   bool json = false;
+  std::string html, svg, png;  // files for the roofline
+  int rounds = 5;
+
+  bool profiles() const { return !html.empty() || !svg.empty() || !png.empty(); }
 };
 
 /// Ops of one name: how many, and what they must move and compute at least.
@@ -46,6 +53,137 @@ std::vector<Total> totals_of(const Program& program, const Ceilings& ceilings) {
   return totals;
 }
 
+/// The Program that --program names.
+const PlannedProgram& named_program(const TrainPrograms& programs, const std::string& name) {
+  if (name == "micro-step") return programs.first_micro_step;
+  if (name == "next-micro-step") return programs.next_micro_step;
+  if (name == "evaluation") return programs.evaluation;
+  if (name == "optimizer") return programs.optimizer;
+  fail(ErrorKind::usage,
+       "--program '{}' must be micro-step, next-micro-step, evaluation or optimizer", name);
+}
+
+/// The Program as it stands after one step of its making.
+struct Stage {
+  std::string name;
+  size_t ops = 0;
+  Cost cost;
+  double floor_s = 0.0;
+};
+
+Stage stage_of(std::string name,
+               const Program& program,
+               const Ceilings& ceilings,
+               bool with_backward = true) {
+  Stage stage{std::move(name), 0, {}, 0.0};
+  for (const Op& op : program.ops()) {
+    if (!with_backward && op.scope.ends_with('\'')) continue;
+    ++stage.ops;
+    if (op.def->alias) continue;
+    const Cost cost = cost_of(*op.def, program.types_of(op), op.attrs);
+    stage.cost += cost;
+    stage.floor_s += floor_seconds(cost, ceilings);
+  }
+  return stage;
+}
+
+/// model -> differentiate -> each rewrite. Builds the Programs once per stage.
+std::vector<Stage> stages_of(const TrainConfig& config,
+                             const Trainer& trainer,
+                             const std::string& program,
+                             const Ceilings& ceilings) {
+  const std::vector<RewriteReport>& reports = named_program(trainer.programs(), program).reports;
+  TrainProgramsSpec spec;
+  spec.model = trainer.plan().model;
+  spec.batch =
+      trainer.programs()
+          .slots->all()[static_cast<size_t>(trainer.programs().slots->get(kTokensSlot).index)]
+          .type.shape[0];
+  spec.rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes};
+  spec.device = config.device;
+  std::vector<Stage> stages;
+  const auto add = [&](const std::string& name) {
+    const TrainPrograms built = build_train_programs(spec, trainer.plan().groups);
+    const Program& p = named_program(built, program).program;
+    if (spec.rewrites.empty() && program != "optimizer")
+      stages.push_back(stage_of("model", p, ceilings, false));
+    if (stages.empty() || stages[0].ops != p.ops().size())
+      stages.push_back(stage_of(name, p, ceilings));
+  };
+  add(program == "optimizer" ? "optimizer" : "differentiate");
+  for (const RewriteReport& report : reports) {
+    spec.rewrites.push_back(report.name);
+    add("--" + report.name);
+  }
+  return stages;
+}
+
+/// Panel A: profiles the step without rewrites and with those that are on (all, when none is).
+void write_roofline(const TrainFlags& train, const ExplainFlags& flags) {
+  TrainConfig plain = train.config, rewritten = train.config;
+  for (auto& [name, on] : plain.rewrites) on = false;
+  if (train.config.enabled_rewrites().empty() && !flags.plain) {
+    for (auto& [name, on] : rewritten.rewrites) on = true;
+  }
+  const Trainer before(plain, train.options), after(rewritten, train.options);
+  std::vector<ProfiledArm> arms{{"no rewrites", &before.programs()}};
+  ReportData data;
+  data.arms = {{"no rewrites", ""}};
+  data.memory = {memory_of("no rewrites", before.plan())};
+  if (!flags.plain) {
+    const std::vector<std::string> names = rewritten.enabled_rewrites();
+    const std::string arm =
+        names.size() == 1 ? "--" + names[0] : fmt::format("{} rewrites", names.size());
+    arms.push_back({arm, &after.programs()});
+    data.arms.push_back({arm, "--" + joined(names, " --")});
+    data.memory.push_back(memory_of(arm, after.plan()));
+    data.rewrites = rewrites_of(after.programs());
+  }
+  talk(fmt::format("timing every op of {} rounds\n", flags.rounds));
+  StepProfile profile = profile_step(arms, before.plan(), flags.rounds, [] {
+    if (g_stop) throw Error(ErrorKind::interrupted, "interrupted before the profile was done");
+  });
+  const NanochatConfig& m = before.plan().model;
+  data.title = fmt::format(
+      "Training step of a model of {} layers, width {}, vocabulary {}: {} x {} tokens in {} "
+      "micro-step{}",
+      m.n_layer, m.n_embd, m.vocab_size, before.plan().rows_per_step, m.sequence_len,
+      before.plan().micro_steps, before.plan().micro_steps == 1 ? "" : "s");
+  std::string times;
+  for (const RooflinePoint& p : profile.points) {
+    if (p.name != "step" || p.kind != RooflinePoint::Kind::aggregate) continue;
+    times += fmt::format("{}{} at {:.0f} % of its ceiling with {}", times.empty() ? "" : "; ",
+                         human_seconds(p.seconds), 100.0 * p.share_of_ceiling, p.arm);
+  }
+  data.answer = "A step takes " + times;
+  if (!profile.notes.empty()) data.answer += ". Measured on a busy machine: see the notes";
+  data.machine = machine_facts(&profile.ceilings);
+  data.notes = {
+      fmt::format("Seconds are medians of {} rounds after one to warm up; the arms took turns. A "
+                  "few rounds show where time goes, not whether a small difference is real: that "
+                  "needs `tightloop bench train --compare` or `tightloop lab run`.",
+                  flags.rounds),
+      "Timed op by op: a clock is read between operations."};
+  data.notes.insert(data.notes.end(), profile.notes.begin(), profile.notes.end());
+  data.ceilings = std::move(profile.ceilings);
+  data.points = std::move(profile.points);
+  const auto wrote = [](const std::string& path) { talk(fmt::format("wrote {}\n", path)); };
+  if (!flags.html.empty()) {
+    write_file_atomically(flags.html, render_html(data));
+    wrote(flags.html);
+  }
+  if (flags.svg.empty() && flags.png.empty()) return;
+  const std::string svg = panel_svg(data, Panel::roofline);
+  if (!flags.svg.empty()) {
+    write_file_atomically(flags.svg, svg);
+    wrote(flags.svg);
+  }
+  if (!flags.png.empty()) {
+    write_png(svg, flags.png);
+    wrote(flags.png);
+  }
+}
+
 OrderedJson cost_json(const Cost& c) {
   return {{"bytes_read", c.bytes_read}, {"bytes_written", c.bytes_written}, {"flops", c.flops}};
 }
@@ -53,6 +191,17 @@ OrderedJson cost_json(const Cost& c) {
 double change(int64_t before, int64_t after) {
   return before == 0 ? 0.0
                      : 100.0 * static_cast<double>(after - before) / static_cast<double>(before);
+}
+
+void show_stages(const std::vector<Stage>& stages, const Plan& plan) {
+  out("stages                        ops       bytes        FLOPs    floor\n");
+  for (const Stage& s : stages)
+    out(fmt::format("  {:<22} {:>8}  {:>10}  {:>10}  {:7.3f} ms\n", s.name, s.ops,
+                    human_bytes(static_cast<double>(s.cost.bytes())),
+                    human(static_cast<double>(s.cost.flops)), 1e3 * s.floor_s));
+  out(fmt::format("  {:<22} {:>8}  {:>10}  in {} buffers, + {} scratch\n\n", "plan",
+                  stages.back().ops, human_bytes(static_cast<double>(plan.arena_bytes)),
+                  plan.buffers.size(), human_bytes(static_cast<double>(plan.scratch_bytes))));
 }
 
 void show_rewrites(const std::vector<RewriteReport>& reports) {
@@ -86,20 +235,12 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
   }
   const Trainer trainer(train.config, train.options);
   const TrainPrograms& programs = trainer.programs();
-  const std::map<std::string, const PlannedProgram*> known{
-      {"micro-step", &programs.first_micro_step},
-      {"next-micro-step", &programs.next_micro_step},
-      {"evaluation", &programs.evaluation},
-      {"optimizer", &programs.optimizer}};
-  const auto it = known.find(flags.program);
-  if (it == known.end())
-    fail(ErrorKind::usage,
-         "--program '{}' must be micro-step, next-micro-step, evaluation or optimizer",
-         flags.program);
-  const PlannedProgram& p = *it->second;
+  const PlannedProgram& p = named_program(programs, flags.program);
   const Ceilings ceilings = measure_ceilings(0.5);
   const std::vector<Total> totals = totals_of(p.program, ceilings);
   const TrainPlan& plan = trainer.plan();
+  const std::vector<Stage> stages = stages_of(train.config, trainer, flags.program, ceilings);
+  if (flags.profiles()) write_roofline(train, flags);
 
   if (flags.json) {
     OrderedJson json;
@@ -108,6 +249,13 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
     json["startup_ms"] = plan.startup_ms;
     json["peak_gflops"] = ceilings.fma_gflops;
     json["read_gbps"] = ceilings.read_gbs;
+    OrderedJson stage_list = OrderedJson::array();
+    for (const Stage& s : stages)
+      stage_list.push_back({{"stage", s.name},
+                            {"ops", s.ops},
+                            {"cost", cost_json(s.cost)},
+                            {"floor_us", 1e6 * s.floor_s}});
+    json["stages"] = stage_list;
     OrderedJson rewrites = OrderedJson::array();
     for (const RewriteReport& r : p.reports) {
       OrderedJson sites = OrderedJson::array();
@@ -146,6 +294,7 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
                   flags.program, p.program.ops().size(), plan.startup_ms));
   out(fmt::format("ceilings measured here: {:.0f} GFLOP/s, {:.1f} GB/s read\n\n",
                   ceilings.fma_gflops, ceilings.read_gbs));
+  show_stages(stages, p.plan);
   show_rewrites(p.reports);
 
   if (flags.ops) {
@@ -193,7 +342,8 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
 
 void add_explain(CLI::App& app, Runner& runner) {
   auto* command = app.add_subcommand(
-      "explain", "the Program of a training run, its rewrites, floor and memory; runs nothing");
+      "explain",
+      "the Program of a training run: stages, rewrites, floor, memory; with --html its roofline");
   auto train = std::make_shared<TrainFlags>(*command);
   auto flags = std::make_shared<ExplainFlags>();
   command->add_option("--program", flags->program,
@@ -201,7 +351,16 @@ void add_explain(CLI::App& app, Runner& runner) {
   command->add_flag("--ops", flags->ops, "every op with shapes, bytes, FLOPs and live memory");
   command->add_flag("--plain", flags->plain, "without any rewrite");
   command->add_flag("--json", flags->json, "one JSON object on stdout");
-  command->footer("Example: tightloop explain --preset quick --ops");
+  command->add_option("--html", flags->html, "run a few steps, write the roofline as a page")
+      ->type_name("FILE");
+  command->add_option("--svg", flags->svg, "the same picture alone")->type_name("FILE");
+  command->add_option("--png", flags->png, "the same, drawn by rsvg-convert")->type_name("FILE");
+  command->add_option("--rounds", flags->rounds, "timed steps for the roofline [5]");
+  command->footer(
+      "Example: tightloop explain --preset quick --ops\n"
+      "         tightloop explain --preset quick --html roofline.html\n"
+      "Runs nothing but for --html, --svg and --png: those time every op, with and without the "
+      "rewrites that are on (all of them when none is).");
   command->callback(
       [train, flags, &runner] { runner = [train, flags] { return run_explain(*train, *flags); }; });
 }

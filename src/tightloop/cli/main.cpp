@@ -68,6 +68,9 @@ int run_command_line(int argc, char** argv) {
       "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint.");
   Runner run;
   add_train(app, run);
+  std::string typed = "tightloop";
+  for (int i = 1; i < argc; ++i) typed += std::string(" ") + argv[i];
+  add_lab(app, run, typed);
   add_eval(app, run);
   add_generate(app, run);
   add_explain(app, run);

@@ -1,5 +1,8 @@
 #include <chrono>
+#include <csignal>
 #include <memory>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
@@ -45,9 +48,19 @@ class TrainView : public TrainObserver {
                     memory));
     for (const std::string& note : plan.notes) say(fmt::format("note    {}\n", note));
     flops_per_token_ = static_cast<double>(plan.sizes.flops_per_token);
+    steps_ = t.steps;
   }
 
   void on_start(const std::string& folder, int64_t first_step) override {
+    if (json_) {
+      OrderedJson line;
+      line["v"] = 1;
+      line["event"] = "start";
+      line["run_folder"] = folder;
+      line["step"] = first_step;
+      line["steps"] = steps_;
+      out(line.dump() + "\n");
+    }
     say(fmt::format("run     {}{}\n\n", folder,
                     first_step > 0 ? fmt::format(" (continued at step {})", first_step) : ""));
   }
@@ -187,6 +200,7 @@ class TrainView : public TrainObserver {
   bool json_;
   bool terminal_;
   bool open_line_ = false;
+  int64_t steps_ = 0;
   double flops_per_token_ = 0.0;
   std::string last_val_ = "-";
   std::string sample_;
@@ -194,15 +208,25 @@ class TrainView : public TrainObserver {
   Clock::time_point shown_{};
 };
 
+/// A cell of an experiment must not outlive the lab that measures it.
+void end_with_parent(int64_t parent) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent)
+    fail(ErrorKind::interrupted, "the process {} that started this one has ended", parent);
+}
+
 }  // namespace
 
 void add_train(CLI::App& app, Runner& runner) {
   auto* command = app.add_subcommand("train", "train a model to a horizon or a target");
   auto flags = std::make_shared<TrainFlags>(*command);
   auto json = std::make_shared<bool>(false);
-  command->add_flag("--json", *json, "JSON lines on stdout: step, eval, end");
-  command->callback([flags, json, &runner] {
-    runner = [flags, json] {
+  command->add_flag("--json", *json, "JSON lines on stdout: start, step, eval, end");
+  auto parent = std::make_shared<int64_t>(0);
+  command->add_option("--with-parent", *parent, "end when the process of this id does")->group("");
+  command->callback([flags, json, parent, &runner] {
+    runner = [flags, json, parent] {
+      if (*parent != 0) end_with_parent(*parent);
       flags->resolve();
       Trainer trainer(flags->config, flags->options);
       TrainView view(*json);

@@ -10,6 +10,7 @@ namespace tightloop {
 namespace {
 
 std::atomic<int64_t> g_block_bytes{0}, g_peak_bytes{0};
+std::atomic<int64_t> g_blocks_made{0};
 
 }  // namespace
 
@@ -25,6 +26,7 @@ MemoryBlock::MemoryBlock(int64_t bytes) : bytes_(bytes) {
   for (int64_t peak = g_peak_bytes.load(); peak < now;) {
     if (g_peak_bytes.compare_exchange_weak(peak, now)) break;
   }
+  ++g_blocks_made;
 }
 
 MemoryBlock::~MemoryBlock() {
@@ -48,6 +50,10 @@ int64_t memory_block_bytes() {
 
 int64_t peak_memory_block_bytes() {
   return g_peak_bytes.load();
+}
+
+int64_t memory_blocks_made() {
+  return g_blocks_made.load();
 }
 
 SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device, const SlotStore* lender)

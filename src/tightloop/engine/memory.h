@@ -38,6 +38,9 @@ class MemoryBlock {
 int64_t memory_block_bytes();
 int64_t peak_memory_block_bytes();
 
+/// MemoryBlocks made by this process so far.
+int64_t memory_blocks_made();
+
 /// The memory of every slot of a table on one device. On the reference device floats are float64.
 class SlotStore {
  public:

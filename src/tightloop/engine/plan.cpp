@@ -1,6 +1,7 @@
 #include "tightloop/engine/plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 
 #include "tightloop/engine/memory.h"
@@ -8,6 +9,8 @@
 
 namespace tightloop {
 namespace {
+
+std::atomic<int64_t> g_plans_made{0};
 
 /// Gives every temporary a buffer; aliases and in-place results join the buffer of their input.
 void assign_buffers(const Program& program, Plan& plan) {
@@ -104,7 +107,12 @@ void pack(Plan& plan) {
 
 }  // namespace
 
+int64_t plans_made() {
+  return g_plans_made.load();
+}
+
 Plan make_plan(const Program& program, Device device) {
+  ++g_plans_made;
   Plan plan;
   plan.device = device;
   assign_buffers(program, plan);

@@ -41,6 +41,9 @@ struct Plan {
 /// overlaps no buffer alive at the same time.
 Plan make_plan(const Program& program, Device device);
 
+/// Calls of make_plan() in this process: a run that plans again after its start is counted here.
+int64_t plans_made();
+
 /// One line of the memory table: purpose and bytes.
 struct MemoryLine {
   std::string purpose;

@@ -9,6 +9,21 @@ TrainConfig::TrainConfig() {
     rewrites[std::string(rewrite.name)] = rewrite.on_by_default;
 }
 
+EvalWindow parse_eval_window(const std::string& text) {
+  const size_t a = text.find(':'), b = a == std::string::npos ? a : text.find(':', a + 1);
+  if (b == std::string::npos) fail(ErrorKind::usage, "'{}' is not FIRST:LAST:EVERY (steps)", text);
+  EvalWindow window{.first = parse_integer(text.substr(0, a)),
+                    .last = parse_integer(text.substr(a + 1, b - a - 1)),
+                    .every = parse_integer(text.substr(b + 1))};
+  if (window.first < 0 || window.last < window.first || window.every < 1)
+    fail(ErrorKind::usage, "'{}': 0 <= FIRST <= LAST and EVERY >= 1 are needed", text);
+  return window;
+}
+
+std::string to_string(const EvalWindow& window) {
+  return fmt::format("{}:{}:{}", window.first, window.last, window.every);
+}
+
 std::vector<std::string> TrainConfig::enabled_rewrites() const {
   std::vector<std::string> names;
   for (const auto& [name, on] : rewrites) {
@@ -88,6 +103,14 @@ void declare_train_options(Options& o, TrainConfig& c) {
   o.group("Evaluation and checkpoints");
   o.add("eval-every", "eval.every", &c.eval_every, "steps", "validation interval; -1: never",
         {-1, 1e15});
+  o.add_custom(
+      "eval-window", "eval.window", "FIRST:LAST:EVERY",
+      "steps of more evaluations, besides --eval-every; not set: none",
+      [&c](const std::string& text) {
+        if (text == "none") return c.eval_window.reset();
+        c.eval_window = parse_eval_window(text);
+      },
+      [&c] { return c.eval_window ? to_string(*c.eval_window) : std::string(); });
   o.add("eval-tokens", "eval.tokens", &c.eval_tokens, "tokens",
         "tokens of one evaluation (recipe: 80 or 40 x 524,288, at most the validation set)",
         positive);
@@ -132,7 +155,7 @@ void declare_train_options(Options& o, TrainConfig& c) {
 }
 
 std::vector<std::string> train_preset_names() {
-  return {"quick"};
+  return {"quick", "quick-lab"};
 }
 
 std::vector<std::pair<std::string, std::string>> train_preset(std::string_view name) {
@@ -150,6 +173,21 @@ std::vector<std::pair<std::string, std::string>> train_preset(std::string_view n
             {"eval-every", "25"},
             {"eval-tokens", "65536"},
             {"run", "quick"}};
+  // A cell of the quick lab: evaluations small enough to be many.
+  if (name == "quick-lab")
+    return {{"depth", "2"},
+            {"aspect-ratio", "64"},
+            {"head-dim", "32"},
+            {"max-seq-len", "128"},
+            {"window-pattern", "L"},
+            {"device-batch-size", "32"},
+            {"total-batch-size", "4096"},
+            {"num-iterations", "80"},
+            {"warmup-steps", "10"},
+            {"eval-every", "10"},
+            {"eval-tokens", "8192"},
+            {"sample-every", "-1"},
+            {"run", "quick-lab"}};
   Error error(ErrorKind::usage, fmt::format("unknown preset '{}'", name));
   const std::string near = nearest_name(name, train_preset_names());
   if (!near.empty()) error.with_hint(fmt::format("did you mean '--preset {}'?", near));

@@ -15,6 +15,21 @@
 
 namespace tightloop {
 
+/// Evaluations besides --eval-every: every `every` steps from `first` to `last`, both included.
+/// Written "FIRST:LAST:EVERY".
+struct EvalWindow {
+  int64_t first = 0;
+  int64_t last = 0;
+  int64_t every = 1;
+
+  bool due(int64_t step) const {
+    return step >= first && step <= last && (step - first) % every == 0;
+  }
+};
+/// Error{usage}.
+EvalWindow parse_eval_window(const std::string& text);
+std::string to_string(const EvalWindow& window);
+
 /// Everything a training run is told. What is not set is derived from --depth and the recipe.
 struct TrainConfig {
   Recipe recipe = Recipe::nanochat_2026_07;
@@ -49,6 +64,7 @@ struct TrainConfig {
 
   // evaluation, samples, checkpoints
   int64_t eval_every = 250;
+  std::optional<EvalWindow> eval_window;
   std::optional<int64_t> eval_tokens;
   int64_t sample_every = 2000;
   int64_t save_every = -1;

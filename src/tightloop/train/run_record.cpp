@@ -18,8 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const std::vector<std::string> kEvalColumns{"step",    "tokens",   "clock_sec",
-                                            "val_bpb", "val_loss", "floor"};
+const std::vector<std::string> kEvalColumns{"step",     "tokens", "clock_sec",  "val_bpb",
+                                            "val_loss", "floor",  "process_sec"};
 
 std::string date_today() {
   const std::time_t now = std::time(nullptr);
@@ -85,7 +85,7 @@ std::unique_ptr<RunFolder> RunFolder::reopen(const std::string& path, int64_t st
     const CsvTable table = read_csv(evals);
     std::string text = csv_header(table.columns).text() + "\n";
     for (const auto& row : table.rows) {
-      if (parse_integer(row[table.column("step")]) >= step) continue;
+      if (parse_integer(row[table.column("step")]) > step) continue;
       CsvRow csv;
       for (const std::string& field : row) csv.add(std::string_view(field));
       text += csv.text() + "\n";
@@ -142,6 +142,7 @@ void RunFolder::add_log(std::string_view line) {
 void RunFolder::add_eval(const EvalRecord& r) {
   CsvRow row;
   row.add(r.step).add(r.tokens).add(r.clock_sec).add(r.val_bpb).add(r.val_loss).add(r.floor);
+  row.add(r.process_sec);
   append_csv_row(file("evals.csv"), kEvalColumns, row);
 }
 

@@ -40,6 +40,7 @@ struct EvalRecord {
   double val_bpb = 0.0;
   double val_loss = 0.0;
   std::optional<double> floor;  // nats, of the same tokens
+  double process_sec = 0.0;     // host time of this run's processes so far, everything included
 };
 
 /// A run folder: run.json, steps.bin, evals.csv, log.txt, summary.json, checkpoints/. Held by one
@@ -48,7 +49,8 @@ class RunFolder {
  public:
   /// Creates `<dir>/<date>-<name>-<id>` (id: 6 hex digits). Error{io} with a hint.
   static std::unique_ptr<RunFolder> create(const std::string& dir, const std::string& name);
-  /// Opens an existing folder to continue it: steps and evaluations from `step` on are dropped.
+  /// Opens an existing folder to continue it: steps from `step` on and
+  /// evaluations after it are dropped (the evaluation at `step` came before its checkpoint).
   static std::unique_ptr<RunFolder> reopen(const std::string& path, int64_t step);
   ~RunFolder();
 

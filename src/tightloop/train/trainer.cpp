@@ -11,6 +11,8 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/build_info.h"
+#include "tightloop/core/file.h"
+#include "tightloop/core/sha256.h"
 #include "tightloop/core/threads.h"
 #include "tightloop/decode/decoder.h"
 #include "tightloop/io/csv.h"
@@ -46,6 +48,8 @@ double median(std::vector<double> values) {
   return 0.5 * (*middle + *std::max_element(values.begin(), middle));
 }
 
+const Clock::time_point kProcessStart = Clock::now();
+
 /// Where downloaded and generated data live: $TL_HOME, else ~/.cache/tightloop.
 std::string home_folder() {
   if (const char* home = std::getenv("TL_HOME")) return home;
@@ -80,6 +84,9 @@ struct Trainer::Impl {
   // Loop state.
   int64_t first_step = 0;
   int64_t process_steps = 0;
+  double earlier_processes_s = 0.0;         // host time of the processes that this one continues
+  double startup_s = 0.0;                   // process start to the first step
+  int64_t step_plans = 0, step_blocks = 0;  // made inside counted steps: both must stay 0
   double loss_ema = 0.0;
   std::optional<double> min_val_bpb;
   std::vector<StepRecord> history;
@@ -176,6 +183,8 @@ struct Trainer::Impl {
       config.device_batch_size = d.device_batch_size;
     }
     schedule = std::make_unique<Schedule>(config.recipe, d.transfer.steps, d.schedule);
+    plan.schedule = d.schedule;
+    plan.target_ratio = d.param_data_ratio;
     if (config.target_metric != "val_bpb" && config.target_metric != "val_loss")
       fail(ErrorKind::usage, "--target-metric '{}' must be val_bpb or val_loss",
            config.target_metric);
@@ -270,6 +279,7 @@ struct Trainer::Impl {
     json["loss_ema"] = loss_ema;
     if (min_val_bpb) json["min_val_bpb"] = *min_val_bpb;
     if (time_to_target) json["time_to_target_sec"] = *time_to_target;
+    json["process_sec"] = process_seconds();
     json["data"] = to_json(cursor);
     json["tokenizer"] = tokenizer->content_hash();
     json["kernels"] = kernels();
@@ -293,6 +303,7 @@ struct Trainer::Impl {
       min_val_bpb = get_double(state, "min_val_bpb", where);
     if (find_field(state, "time_to_target_sec", where) != nullptr)
       time_to_target = get_double(state, "time_to_target_sec", where);
+    earlier_processes_s = get_double(state, "process_sec", where, 0.0);
     cursor = data_cursor_from_json(get_object(state, "data", where));
     const std::string hash = get_string(state, "tokenizer", where);
     if (hash != tokenizer->content_hash())
@@ -352,6 +363,36 @@ struct Trainer::Impl {
     return path;
   }
 
+  double process_seconds() const { return earlier_processes_s + seconds_since(kProcessStart); }
+
+  ValidationData validation() const {
+    ValidationData data{.tokenizer_sha256 = tokenizer->content_hash(),
+                        .tokens = static_cast<int64_t>(plan.eval_tokens)};
+    Sha256 hash;
+    for (const std::string& path : val_documents.shards) {
+      const MappedFile file(path);
+      hash.update(file.data(), static_cast<size_t>(file.size()));
+    }
+    data.data_sha256 = hash.finish_hex();
+    RowPacker packer(val_documents, config.max_seq_len);
+    if (!packer.has_floor()) return data;
+    Batch batch;
+    double nats = 0.0;
+    for (int64_t i = 0; i < plan.eval_batches; ++i) {
+      fill_batch(packer, config.device_batch_size, batch);
+      for (const float x : batch.floor) nats += x;
+    }
+    data.floor = nats / plan.eval_tokens;
+    return data;
+  }
+
+  void copy_checkpoint(const std::string& to) {
+    TL_CHECK(!resume_checkpoint.empty());
+    allocate();
+    restore();
+    save_checkpoint(to, *slots, plan.model, state_json(first_step), tokenizer->to_json());
+  }
+
   // ---- one step ----
 
   /// Counted steps' time, and for each uncounted one the median of the first 50 counted.
@@ -385,6 +426,7 @@ struct Trainer::Impl {
 
   StepRecord train_step(int64_t step, BatchLoader& loader) {
     const Clock::time_point start = Clock::now();
+    const int64_t plans = plans_made(), blocks = memory_blocks_made();
     const Batch& batch = loader.next();
     const int64_t B = config.device_batch_size, T = config.max_seq_len;
     const TensorView tokens = slots->view(kTokensSlot), targets = slots->view(kTargetsSlot);
@@ -424,6 +466,10 @@ struct Trainer::Impl {
     record.grad_norm = static_cast<float>(std::sqrt(get_element(slots->view(kGradSumSquares), 0)));
     record.flags = process_steps < kUncountedSteps ? 1 : 0;
     ++process_steps;
+    if (record.counted()) {
+      step_plans += plans_made() - plans;
+      step_blocks += memory_blocks_made() - blocks;
+    }
     record.dt_ns =
         std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
     return record;
@@ -441,7 +487,8 @@ struct Trainer::Impl {
                      .val_loss = report.evaluation.loss(),
                      .floor = report.evaluation.has_floor
                                   ? std::optional<double>(report.evaluation.floor())
-                                  : std::nullopt};
+                                  : std::nullopt,
+                     .process_sec = process_seconds()};
     return report;
   }
 
@@ -492,6 +539,11 @@ struct Trainer::Impl {
     json["flops_per_token"] = plan.sizes.flops_per_token;
     json["steps"] = plan.transfer.steps;
     json["total_batch_size"] = plan.transfer.batch;
+    json["target_param_data_ratio"] = plan.target_ratio;
+    json["warmup_steps"] = plan.schedule.warmup_steps;
+    json["warmdown_ratio"] = plan.schedule.warmdown_ratio;
+    json["warmdown_shape"] = name_of(plan.schedule.warmdown_shape);
+    json["final_lr_frac"] = plan.schedule.final_lr_frac;
     json["weight_decay"] = plan.transfer.weight_decay;
     json["lr_factor"] = plan.transfer.lr_factor;
     OrderedJson memory;
@@ -549,6 +601,11 @@ struct Trainer::Impl {
     json["counted_sec"] = result.counted_seconds;
     json["tok_per_sec_median"] = result.tokens_per_second;
     json["dt_median_ms"] = result.dt_median_ms;
+    json["process_sec"] = process_seconds();
+    json["startup_sec"] = startup_s;
+    if (!history.empty()) json["first_step_ms"] = 1e-6 * static_cast<double>(history[0].dt_ns);
+    json["plans_made_in_steps"] = step_plans;
+    json["blocks_made_in_steps"] = step_blocks;
     json["planned_bytes"] = result.planned_bytes;
     json["peak_bytes"] = result.peak_bytes;
     json["peak_resident_bytes"] = result.peak_resident_bytes;
@@ -623,6 +680,12 @@ struct Trainer::Impl {
     return result;
   }
 
+  bool evaluation_due(int64_t step) const {
+    const bool window = config.eval_window && config.eval_window->due(step);
+    return window ||
+           (config.eval_every > 0 && (step == plan.transfer.steps || due(config.eval_every, step)));
+  }
+
   bool due(int64_t every, int64_t step) const { return every > 0 && step % every == 0; }
 
   void loop(TrainObserver& observer, const std::atomic<bool>& stop) {
@@ -630,12 +693,13 @@ struct Trainer::Impl {
     const std::optional<DataCursor> from =
         cursor.identity.empty() ? std::nullopt : std::optional<DataCursor>(cursor);
     BatchLoader loader(train_documents, plan.rows_per_step, config.max_seq_len, from);
+    startup_s = seconds_since(kProcessStart);
     const Clock::time_point start = Clock::now();
     double previous_metric = 0.0, previous_clock = 0.0;
     for (int64_t step = first_step;; ++step) {
       const bool last = step == N, resumed_here = step == first_step && step > 0;
       result.steps_done = step;
-      if (config.eval_every > 0 && (last || due(config.eval_every, step)) && !resumed_here) {
+      if (evaluation_due(step) && !resumed_here) {
         EvalReport report = evaluate_now(step);
         const double bpb = report.record.val_bpb;
         min_val_bpb = std::min(min_val_bpb.value_or(bpb), bpb);
@@ -701,6 +765,14 @@ const TrainPlan& Trainer::plan() const {
 }
 const TrainPrograms& Trainer::programs() const {
   return *impl_->programs;
+}
+
+ValidationData Trainer::validation() const {
+  return impl_->validation();
+}
+
+void Trainer::copy_checkpoint(const std::string& folder) {
+  impl_->copy_checkpoint(folder);
 }
 
 TrainResult Trainer::run(TrainObserver& observer, const std::atomic<bool>& stop) {

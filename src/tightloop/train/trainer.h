@@ -36,6 +36,16 @@ struct TrainPlan {
   Packing packing = Packing::best_fit;  // of the training rows
   std::vector<std::string> notes;       // what was derived differently than asked for
   double startup_ms = 0.0;              // build, differentiate, rewrite and plan
+  ScheduleOptions schedule;
+  double target_ratio = 0.0;  // --target-param-data-ratio, resolved
+};
+
+/// The judge of a run: what every arm of an experiment must share.
+struct ValidationData {
+  std::string data_sha256;  // of the validation shards
+  std::string tokenizer_sha256;
+  int64_t tokens = 0;           // of one evaluation
+  std::optional<double> floor;  // nats: the least loss these tokens allow, when known
 };
 
 struct StepReport {
@@ -96,6 +106,11 @@ class Trainer {
 
   const TrainPlan& plan() const;
   const TrainPrograms& programs() const;
+  /// Reads the validation data once.
+  ValidationData validation() const;
+  /// Loads the checkpoint named by --resume and saves what was loaded as the checkpoint `folder`:
+  /// the same bytes, or the round trip loses something.
+  void copy_checkpoint(const std::string& folder);
   /// Trains; `stop` is looked at after every step. Error{oom} before anything is written when the
   /// plan is larger than memory. On Error{numeric} the run folder is left as it is with a summary
   /// saying so.

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tightloop {
+
+struct ChildOptions {
+  std::string program;
+  std::vector<std::string> arguments;  // without the program's own name
+  std::string log;                     // its stderr is appended here
+  double silence_s = 0.0;              // killed after this long without a line on stdout
+};
+
+struct ChildResult {
+  int exit_code = -1;  // when it exited
+  int signal = 0;      // when a signal ended it
+  bool timed_out = false;
+};
+
+/// Runs a program in a process group of its own and hands over its stdout line by line. When `stop`
+/// becomes true it gets one SIGTERM and is waited for. Error{io} when it cannot be started.
+ChildResult run_child(const ChildOptions& options,
+                      const std::function<void(std::string_view)>& on_line,
+                      const std::atomic<bool>& stop);
+
+}  // namespace tightloop

@@ -1,0 +1,72 @@
+#include "tightloop/lab/results_table.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "tightloop/lab/statistics.h"
+
+namespace tightloop {
+namespace {
+
+std::string number(double value) {
+  return std::isnan(value) ? "-" : fmt::format("{:.4f}", value);
+}
+
+std::string probability(double p) {
+  if (std::isnan(p)) return "-";
+  return p < 0.0001 ? fmt::format("{:.0e}", p) : fmt::format("{:.4f}", p);
+}
+
+/// "[-1.0604, -0.8706]": the 95 % interval of a Welch difference.
+std::string interval(const TTest& test) {
+  if (std::isnan(test.p)) return "-";
+  const double half = student_t_quantile(0.975, test.df) * test.error;
+  return fmt::format("[{:+.4f}, {:+.4f}]", test.difference - half, test.difference + half);
+}
+
+std::string list(const std::vector<double>& values) {
+  std::string text;
+  for (const double x : values) text += fmt::format("{}{:.4f}", text.empty() ? "" : ", ", x);
+  return "[" + text + "]";
+}
+
+}  // namespace
+
+std::string results_table(const std::vector<ResultGroup>& groups,
+                          const ResultsTableOptions& options) {
+  size_t width = 24;
+  for (const ResultGroup& g : groups) width = std::max(width, g.name.size() + 2);
+  std::string text =
+      fmt::format("{:<{}}{:>4}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}{:>9}", "", width, "Runs",
+                  "Steps", "Time μ", "Time σ", "Time +/-", "Loss μ", "Loss σ", "Loss +/-", "p");
+  if (!options.classic)
+    text +=
+        fmt::format("{:>10}{:>22}{:>10}{:>22}", "p(dTime)", "dTime 95%", "p(dLoss)", "dLoss 95%");
+  text += "\n";
+  for (const ResultGroup& g : groups) {
+    const Sample time = sample_of(g.times), loss = sample_of(g.losses);
+    const ResultGroup& first = groups.front();
+    const TTest times = welch(first.times, g.times), losses = welch(first.losses, g.losses);
+    text += fmt::format("{:<{}}{:>4}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}{:>9}", g.name, width,
+                        g.losses.size(), g.steps, number(time.mean), number(time.sd),
+                        number(times.difference), number(loss.mean), number(loss.sd),
+                        number(losses.difference),
+                        probability(one_sample_below(g.losses, options.target).p));
+    if (!options.classic) {
+      const bool reference = &g == &groups.front();
+      text +=
+          fmt::format("{:>10}{:>22}{:>10}{:>22}", reference ? "-" : probability(times.p),
+                      reference ? "-" : interval(times), reference ? "-" : probability(losses.p),
+                      reference ? "-" : interval(losses));
+    }
+    text += "\n";
+  }
+  for (const ResultGroup& g : groups)
+    text +=
+        fmt::format("\n{}:\n  losses = {}\n  times  = {}\n", g.name, list(g.losses), list(g.times));
+  return text;
+}
+
+}  // namespace tightloop

@@ -1,0 +1,35 @@
+#include "tightloop/train/timing_state.h"
+
+#include "tightloop/core/rng.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/optim/optimizer.h"
+
+namespace tightloop {
+
+void fill_for_timing(const TrainPrograms& programs,
+                     const NanochatConfig& model,
+                     const std::vector<ParameterGroup>& groups,
+                     int64_t step_tokens,
+                     uint64_t seed,
+                     SlotStore& slots) {
+  for (NanochatParameter p : programs.parameters) {
+    if (p.init.kind == Init::Kind::zero) p.init = {Init::Kind::normal, 0.0, 0.02};
+    init_parameter(p, seed, slots.view(p.name));
+  }
+  init_rope_table(model, slots.view("rope_table"));
+  const TensorView tokens = slots.view(kTokensSlot), targets = slots.view(kTargetsSlot);
+  Rng rng(seed, 1);
+  const auto vocab = static_cast<uint64_t>(model.vocab_size);
+  for (int64_t i = 0; i < tokens.elems(); ++i) {
+    set_element(tokens, i, static_cast<double>(rng.below(vocab)));
+    set_element(targets, i, static_cast<double>(rng.below(vocab)));
+  }
+  set_element(slots.view(kLossScaleSlot), 0, 1.0 / static_cast<double>(step_tokens));
+  const Schedule schedule(model.recipe, 1000, default_schedule(model.recipe));
+  write_hypers(groups, schedule, 200, [&](std::string_view slot, std::span<const double> v) {
+    for (size_t i = 0; i < v.size(); ++i)
+      set_element(slots.view(slot), static_cast<int64_t>(i), v[i]);
+  });
+}
+
+}  // namespace tightloop

@@ -1,0 +1,286 @@
+"""Experiments end to end: a run of template G, kills and resumes, failing cells, two labs at once.
+
+With --kills N only the kill test runs, with N random SIGKILLs of a lab run.
+"""
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import unittest
+
+KILLS = None
+if "--kills" in sys.argv:
+    at = sys.argv.index("--kills")
+    KILLS = int(sys.argv[at + 1])
+    del sys.argv[at:at + 2]
+
+import common
+from common import Case, TINY, losses, weights
+
+STEPS = ["--num-iterations", "40", "--eval-every", "5"]
+CELLS = [f"G.{arm}.s{seed}" for seed, arms in
+         [(1, ["baseline", "fused-rmsnorm", "chunked-ce", "both"]),
+          (2, ["both", "chunked-ce", "fused-rmsnorm", "baseline"])] for arm in arms]
+
+# Trains as asked, except for the cells named in $MISBEHAVE: "<cell>=<how>,...". A cell that is to
+# misbehave only once leaves a mark in the current folder.
+WRAPPER = """#!/usr/bin/env bash
+cell=none
+for ((i = 1; i <= $#; i++)); do
+  if [ "${!i}" = --run ]; then j=$((i + 1)); cell=${!j}; fi
+done
+IFS=, read -ra rules <<<"$MISBEHAVE"
+for rule in "${rules[@]}"; do
+  if [ "${rule%%=*}" = "$cell" ]; then
+    how=${rule#*=}
+    case $how in
+      once-*) if [ -e "did-$cell" ]; then continue; fi; touch "did-$cell"; how=${how#once-} ;;
+    esac
+    case $how in
+      crash) kill -SEGV $$ ;;
+      hang) exec sleep 600 ;;
+      oom) echo '{"error":"cannot allocate 9 TiB","chain":[],"kind":"oom","exit_code":3}'; exit 3 ;;
+    esac
+  fi
+done
+exec BINARY "$@"
+"""
+
+
+def evaluations(run):
+    with open(run / "evals.csv", newline="") as f:
+        return [(row["step"], row["val_loss"]) for row in csv.DictReader(f)]
+
+
+class Lab(Case):
+    def setUp(self):
+        super().setUp()
+        self.env = dict(os.environ, TL_HOME=str(self.home / "tl"), OMP_WAIT_POLICY="passive")
+
+    def lab(self, *args, env=None):
+        return subprocess.run([common.BINARY, "lab", *map(str, args)], cwd=self.dir, text=True,
+                              env=env or self.env, timeout=600, capture_output=True,
+                              errors="replace")
+
+    def base(self):
+        return ["--data", self.data, *TINY, "--threads", "1", *STEPS]
+
+    def lock(self, *args):
+        done = self.lab("lock", *self.base(), "--floor-offset", "4.2", *args)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def rows(self, folder="lab/main"):
+        with open(self.dir / folder / "results.csv", newline="") as f:
+            return list(csv.DictReader(f))
+
+    def ok_runs(self, folder="lab/main"):
+        """cell -> run folder of its row that is ok; every cell exactly once."""
+        ok = [row for row in self.rows(folder) if row["status"] == "ok"]
+        runs = {row["experiment_name"]: self.dir / folder / "runs" / row["run_id"] for row in ok}
+        self.assertEqual(len(ok), len(runs))
+        return runs
+
+    def bits(self, folder="lab/main"):
+        return {cell: (losses(run), weights(run, 40), evaluations(run))
+                for cell, run in self.ok_runs(folder).items()}
+
+    def test_template_g_from_lock_to_report(self):
+        self.lock()
+        dry = self.lab("run", "G", *self.base(), "--dry-run")
+        self.assertEqual(dry.returncode, 0, dry.stderr)
+        self.assertIn("8 cells", dry.stdout)
+        done = self.lab("run", "G", *self.base(), "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        result = json.loads(done.stdout)
+        self.assertEqual([v["arm"] for v in result["verdicts"]],
+                         ["fused-rmsnorm", "chunked-ce", "both"])
+        for verdict in result["verdicts"]:   # two seeds of four arms: four degrees of freedom
+            self.assertEqual(verdict["answer"], "INCONCLUSIVE")
+            self.assertEqual(verdict["time_per_step"]["noise_df"], 4)
+            self.assertEqual(verdict["loss"]["result"], "equal")
+        rows = self.rows()
+        self.assertEqual([row["experiment_name"] for row in rows], CELLS)
+        lock = json.loads((self.dir / "lab/main/lock/target.json").read_text())
+        for row in rows:
+            self.assertEqual(row["status"], "ok")
+            self.assertEqual(row["lock_hash"], lock["hash"])
+            self.assertGreater(float(row["time_to_target_sec_measured"]), 0)
+            self.assertLessEqual(float(row["ttt_lo"]), float(row["time_to_target_sec_measured"]))
+            self.assertEqual(row["plan_rebuilds"], "0")
+            self.assertEqual(row["allocs_after_warmup"], "0")
+            self.assertEqual(row["time_to_target_sec_extrapolated"], "")
+        arms = {row["arm"]: row["rewrites"] for row in rows}
+        self.assertIn("--no-fused-rmsnorm", arms["baseline"])
+        self.assertIn("--fused-rmsnorm", arms["both"].replace("--no-", "no "))
+        html = (self.dir / "lab/main/report-G.html").read_text()
+        self.assertIn("</html>", html)
+        # Again: nothing is run, the result is shown.
+        again = self.lab("run", "G", *self.base())
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertIn("there already", again.stderr)
+        self.assertEqual(len(self.rows()), 8)
+        # More seeds extend it; other flags do not fit into the folder.
+        more = self.lab("run", "G", *self.base(), "--seeds", "1..3")
+        self.assertEqual(more.returncode, 0, more.stderr)
+        self.assertEqual(len(self.rows()), 12)
+        other = self.lab("run", "G", *self.base(), "--lr-mult", "0.5", "--seeds", "1..3")
+        self.assertEqual(other.returncode, 2)
+        self.assertIn("--lab-dir", other.stderr)
+        for command in ["status", "table"]:
+            shown = self.lab(command, "--json")
+            self.assertEqual(shown.returncode, 0, shown.stderr)
+            json.loads(shown.stdout)
+
+    def test_the_ledger_is_made_again(self):
+        self.lock()
+        self.assertEqual(self.lab("run", "AA", *self.base()).returncode, 0)
+        before = self.rows()
+        for path in (self.dir / "lab/main").glob("ledger.sqlite*"):
+            path.unlink()
+        self.assertEqual(self.lab("status").returncode, 0)
+        (self.dir / "lab/main/results.csv").unlink()
+        self.assertEqual(self.lab("status").returncode, 0)
+        self.assertEqual(self.rows(), before)
+        # Even from the run folders alone.
+        for path in [*(self.dir / "lab/main").glob("ledger.sqlite*"),
+                     self.dir / "lab/main/results.csv"]:
+            path.unlink()
+        again = self.lab("resume")
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertEqual(self.rows(), before)
+
+    def test_verify_resume_of_every_cell(self):
+        self.lock()
+        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "3,4")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([row["resume_check"] for row in self.rows()], ["pass"] * 4)
+        self.assertFalse(list((self.dir / "lab/main").glob("resume-check/*")))
+        # A cell that does not continue as it was is a row that says so.
+        wrapper = self.dir / "wrapper"
+        wrapper.write_text('#!/bin/sh\ncase "$*" in *--resume*) set -- "$@" --lr-mult 0.5;; esac\n'
+                           f'exec {common.BINARY} "$@"\n')
+        wrapper.chmod(0o755)
+        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "1",
+                        "--lab-dir", "lab/other", "--program", wrapper)
+        self.assertEqual(done.returncode, 2)   # no target there
+        self.lock("--lab-dir", "lab/other")
+        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "1",
+                        "--lab-dir", "lab/other", "--program", wrapper)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        for row in self.rows("lab/other"):
+            self.assertEqual((row["status"], row["resume_check"]), ("resume_mismatch", "fail"))
+            self.assertIn("has other bits", row["detail"])
+
+    def test_target_is_checked(self):
+        refused = self.lab("run", "G", *self.base())
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn("tightloop lab lock", refused.stderr)
+        self.lock()
+        changed = self.lab("run", "G", *self.base(), "--eval-tokens", "2048")
+        self.assertEqual(changed.returncode, 2)
+        twice = self.lab("lock", *self.base(), "--floor-offset", "3.5")
+        self.assertEqual(twice.returncode, 2)
+        switched = self.lab("run", "G", *self.base(), "--fused-rmsnorm")
+        self.assertEqual(switched.returncode, 2)
+        self.assertIn("template G", switched.stderr)
+
+    def test_crash_hang_and_out_of_memory_become_rows(self):
+        self.lock()
+        wrapper = self.dir / "wrapper"
+        wrapper.write_text(WRAPPER.replace("BINARY", common.BINARY))
+        wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+        env = dict(self.env, MISBEHAVE="G.baseline.s1=once-crash,G.fused-rmsnorm.s1=crash,"
+                                       "G.chunked-ce.s1=once-hang,G.both.s1=once-oom")
+        done = self.lab("run", "G", *self.base(), "--program", wrapper, "--cell-timeout", "2",
+                        env=env)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        rows = self.rows()
+        of = lambda cell: [(r["status"], r["attempt"]) for r in rows if r["experiment_name"] == cell]
+        self.assertEqual(of("G.baseline.s1"), [("killed", "1"), ("ok", "2")])
+        self.assertEqual(of("G.fused-rmsnorm.s1"), [("killed", "1"), ("killed", "2")])
+        self.assertEqual(of("G.chunked-ce.s1"), [("timeout", "1"), ("ok", "2")])
+        self.assertEqual(of("G.both.s1"), [("oom", "1"), ("ok", "2")])
+        self.assertEqual(of("G.fused-rmsnorm.s2"), [("ok", "1")])
+        self.assertIn("signal 11", rows[0]["detail"])
+        verdicts = json.loads((self.dir / "lab/main/decisions/G.json").read_text())["verdicts"]
+        self.assertEqual(verdicts[0]["broken_pairs"], 1)
+        self.assertNotIn("broken_pairs", verdicts[1])
+
+    def start(self, *args):
+        return subprocess.Popen([common.BINARY, "lab", *map(str, args)], cwd=self.dir, env=self.env,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_steps(self, folder="lab/main"):
+        deadline = time.time() + 60
+        while time.time() < deadline and not list((self.dir / folder).glob("runs/*/steps.bin")):
+            time.sleep(0.005)
+
+    def test_one_lab_at_a_time_and_ctrl_c_is_clean(self):
+        self.lock()
+        base = ["--data", self.data, *TINY, "--threads", "1", "--num-iterations", "4000",
+                "--eval-every", "500"]
+        first = self.start("run", "G", *base)
+        self.wait_for_steps()
+        second = self.lab("run", "G", *base)
+        self.assertEqual(second.returncode, 3, second.stderr)
+        self.assertIn("in use", second.stderr)
+        first.send_signal(signal.SIGINT)
+        _, stderr = first.communicate(timeout=60)
+        self.assertEqual(first.returncode, 130, stderr)
+        self.assertIn("lab resume", stderr)
+        run, = (self.dir / "lab/main/runs").glob("*-G.baseline.s1-*")
+        self.assertEqual(len(list((run / "checkpoints").glob("step_*"))), 1)
+        status = json.loads(self.lab("status", "--json").stdout)
+        self.assertEqual(status["experiments"][0]["cells"][0]["state"], "interrupted")
+
+    def kill_and_resume(self, kills, generator):
+        self.lock("--lab-dir", "lab/whole")
+        arguments = ["run", "G", *self.base(), "--save-every", "4"]
+        done = self.lab(*arguments, "--lab-dir", "lab/whole")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        expected = self.bits("lab/whole")
+        self.lock()
+        process, done_kills = self.start(*arguments), 0
+        while done_kills < kills:
+            try:
+                process.wait(timeout=generator.uniform(0.02, 0.6))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                done_kills += 1
+            else:   # it got through: begin again in the same place for the rest of the kills
+                self.assertEqual(process.returncode, 0, process.stderr.read())
+                self.assertEqual(expected, self.bits())
+                shutil.rmtree(self.dir / "lab/main")
+                self.lock()
+                process.stderr.close()
+                process = self.start(*arguments)
+                continue
+            process.stderr.close()
+            # Before its plan was on disk there is nothing to resume: the command is repeated.
+            planned = (self.dir / "lab/main/experiments/G.json").exists()
+            process = self.start(*(["resume", "lab/main"] if planned else arguments))
+        _, stderr = process.communicate(timeout=300)
+        self.assertEqual(process.returncode, 0, stderr)
+        self.assertEqual(expected, self.bits())
+        for row in self.rows():
+            self.assertEqual(row["final_val_loss"] == "", row["status"] != "ok")
+            self.assertIn((row["status"], row["detail"]), [("ok", ""), ("killed", "the lab ended")])
+        for run in (self.dir / "lab/main/runs").glob("*-G.*"):   # no run without a row
+            self.assertIn(run.name, [row["run_id"] for row in self.rows()])
+
+    def test_kill_9_and_resume_give_the_same_bits_and_a_complete_ledger(self):
+        self.kill_and_resume(KILLS or 6, random.Random(7))
+
+
+if __name__ == "__main__":
+    if KILLS:
+        unittest.main(verbosity=2, argv=[sys.argv[0], "Lab.test_kill_9_and_resume_give_the_same_"
+                                         "bits_and_a_complete_ledger"])
+    unittest.main(verbosity=2)
