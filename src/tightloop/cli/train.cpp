@@ -33,8 +33,8 @@ class TrainView : public TrainObserver {
                     human(static_cast<double>(plan.sizes.parameters))));
     say(fmt::format("data    {} ({} training tokens, {} packing)\n", plan.data,
                     human(static_cast<double>(plan.train_tokens)), name_of(plan.packing)));
-    say(fmt::format("plan    {} steps of {} tokens ({} micro-step{}), {} tokens, {} FLOP\n", t.steps,
-                    t.batch, plan.micro_steps, plan.micro_steps == 1 ? "" : "s",
+    say(fmt::format("plan    {} steps of {} tokens ({} micro-step{}), {} tokens, {} FLOP\n",
+                    t.steps, t.batch, plan.micro_steps, plan.micro_steps == 1 ? "" : "s",
                     human(static_cast<double>(t.steps * t.batch)),
                     human(static_cast<double>(plan.sizes.flops_per_token) *
                           static_cast<double>(t.steps * t.batch))));
