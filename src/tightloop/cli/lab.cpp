@@ -258,6 +258,7 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
   const std::vector<ArmVerdict> verdicts =
       judge(rows, experiment.name, arm_names(experiment), lock);
   const std::string table = final_table(experiment, rows, lock, verdicts);
+  const std::string note = target_note(lab, experiment, rows, lock);
   OrderedJson decision;
   decision["v"] = 1;
   decision["experiment"] = experiment.name;
@@ -272,6 +273,8 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
     judged.push_back(to_json(v));
     undecided = undecided || v.answer == Answer::inconclusive;
   }
+  decision["headline"] = headline(verdicts, experiment.name);
+  if (!note.empty()) decision["target_note"] = note;
   decision["verdicts"] = judged;
   decision["table"] = table;
   write_file_atomically(lab.file("decisions/" + experiment.name + ".json"),
@@ -280,7 +283,10 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
     out(decision.dump() + "\n");
   } else {
     out("\n" + table + "\n");
-    for (const ArmVerdict& v : verdicts) out(v.text + "\n\n");
+    out(headline(verdicts, experiment.name) + "\n\n");
+    for (const ArmVerdict& v : verdicts)
+      out(fmt::format("{}: {}. {}\n\n", v.arm, verdict_word(v), v.text));
+    if (!note.empty()) out(note + "\n\n");
   }
   const std::string report = write_report(lab, experiment, {});
   if (!flags.json) out(fmt::format("report: {}\n", report));

@@ -129,15 +129,6 @@ ReportTable runs_table(const LabFolder& lab,
   return table;
 }
 
-std::string headline(const Experiment& experiment, const std::vector<ArmVerdict>& verdicts) {
-  std::string text;
-  for (const ArmVerdict& v : verdicts)
-    text += fmt::format("{}{} {} ({}), n = {}", text.empty() ? "" : "; ", v.arm, name_of(v.answer),
-                        effect_cell(v.step_time), v.step_time.pairs);
-  if (experiment.name == "AA") text += ". Both arms are the same: any difference is noise";
-  return text;
-}
-
 }  // namespace
 
 std::vector<std::string> arm_names(const Experiment& experiment) {
@@ -158,6 +149,25 @@ std::vector<const LedgerRow*> ok_runs(const std::vector<LedgerRow>& rows,
   return runs;
 }
 
+std::string target_note(const LabFolder& lab,
+                        const Experiment& experiment,
+                        const std::vector<LedgerRow>& rows,
+                        const TargetLock& lock) {
+  double noise = 0.0;
+  for (const LedgerRow* run : ok_runs(rows, experiment.name, experiment.arms[0].name)) {
+    const Crossing c =
+        find_crossing(measured_points(lab.file("runs/" + run->text("run_id")), lock.metric),
+                      lock.threshold, lock.metric_sd);
+    if (c.status == Crossing::Status::crossed)
+      noise = std::max(noise, std::abs(lock.metric_sd / c.slope) / c.train_sec);
+  }
+  if (!(noise > kLockNoise)) return "";
+  return fmt::format(
+      "The target misses the rule of {:.1f} % noise: that of {} moves the time to it by {:.2g} %, "
+      "as the runs are short; the verdict rests on the time per step.",
+      100.0 * kLockNoise, lock.metric, 100.0 * noise);
+}
+
 std::vector<std::vector<std::string>> summary_cells(const Experiment& experiment,
                                                     const std::vector<LedgerRow>& rows,
                                                     const TargetLock& lock,
@@ -176,7 +186,7 @@ std::vector<std::vector<std::string>> summary_cells(const Experiment& experiment
     if (i > 0) {
       const ArmVerdict& v = verdicts[i - 1];
       change = effect_cell(v.step_time);
-      verdict = fmt::format("{} ({})", name_of(v.answer), name_of(v.evidence));
+      verdict = verdict_word(v);
     }
     cells.push_back({arm, fmt::format("{}", runs.size()), time_cell(runs),
                      mean_or_dash(numbers(runs, "steps_to_target"), 1),
@@ -200,7 +210,7 @@ ReportData report_data(const LabFolder& lab,
   data.title = fmt::format("Template {} in {}", experiment.name, lab.path());
   data.metric = lock.metric;
   data.threshold = lock.threshold;
-  data.answer = headline(experiment, verdicts);
+  data.answer = headline(verdicts, experiment.name);
   if (lock.metric == "val_loss") data.floor = lock.floor;
   if (lock.metric_sd > 0.0) {
     data.metric_sd = lock.metric_sd;
@@ -227,10 +237,7 @@ ReportData report_data(const LabFolder& lab,
     data.runs.push_back(std::move(run));
   }
   for (const ArmVerdict& v : verdicts) {
-    ReportVerdict verdict{.arm = v.arm,
-                          .word = fmt::format("{} ({})", name_of(v.answer), name_of(v.evidence)),
-                          .text = v.text,
-                          .effects = {}};
+    ReportVerdict verdict{.arm = v.arm, .word = verdict_word(v), .text = v.text, .effects = {}};
     add_effect(verdict, "time per step", v.step_time);
     add_effect(verdict, "time to target", v.time_to_target);
     add_effect(verdict, "steps to target", v.steps_to_target);
@@ -238,6 +245,8 @@ ReportData report_data(const LabFolder& lab,
   }
   data.tables = {summary_table(experiment, rows, lock, verdicts), stability_table(experiment, rows),
                  runs_table(lab, experiment, rows)};
+  if (const std::string note = target_note(lab, experiment, rows, lock); !note.empty())
+    data.tables[0].note = note + " " + data.tables[0].note;
 
   // The Programs of the arms: built again, they are what the runs ran.
   std::vector<std::unique_ptr<ArmSetup>> setups;

@@ -22,6 +22,13 @@ std::vector<const LedgerRow*> ok_runs(const std::vector<LedgerRow>& rows,
                                       const std::string& experiment,
                                       const std::string& arm);
 
+/// One sentence when noise of the metric moves the reference's time to target by more than
+/// kLockNoise; otherwise empty.
+std::string target_note(const LabFolder& lab,
+                        const Experiment& experiment,
+                        const std::vector<LedgerRow>& rows,
+                        const TargetLock& lock);
+
 /// The table at the end of an experiment: one row an arm, one text a cell.
 std::vector<std::vector<std::string>> summary_cells(const Experiment& experiment,
                                                     const std::vector<LedgerRow>& rows,

@@ -118,16 +118,14 @@ std::string count(int64_t n, std::string_view word) {
 
 std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string& experiment) {
   const Effect& e = v.step_time;
-  std::string text = fmt::format("{} against {}: ", v.arm, reference_name());
-  if (e.pairs == 0) return text + "no pair of finished runs. INCONCLUSIVE.";
-  std::string answer(name_of(v.answer));
-  text += fmt::format("{}. Time per step {:+.2f} % ({}), {}", answer, percent(e.mean), interval(e),
-                      count(e.pairs, "pair"));
+  if (e.pairs == 0) return "No pair of finished runs.";
+  std::string text = fmt::format("Time per step {:+.2f} % against {} ({}), {}", percent(e.mean),
+                                 reference_name(), interval(e), count(e.pairs, "pair"));
   if (e.all_lower)
     text += fmt::format(", all lower (by chance: 1 in {:.0f})", 1.0 / sign_probability(e.pairs));
   else if (e.all_higher)
     text += fmt::format(", all higher (by chance: 1 in {:.0f})", 1.0 / sign_probability(e.pairs));
-  text += fmt::format(". Evidence: {}.", name_of(v.evidence));
+  text += ".";
 
   if (e.noise.df > 0.0) {
     text += fmt::format(
@@ -190,6 +188,52 @@ std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string
 
 std::string reference_name() {
   return "the unfused reference";
+}
+
+std::string verdict_word(const ArmVerdict& v) {
+  return fmt::format("{} ({})", name_of(v.answer), name_of(v.evidence));
+}
+
+std::string headline(const std::vector<ArmVerdict>& verdicts, const std::string& experiment) {
+  // Arms of which the same can be said share a clause, in the order of the arms.
+  struct Clause {
+    std::string arms, what;
+    bool shown = false;
+  };
+  std::vector<Clause> clauses;
+  for (const ArmVerdict& v : verdicts) {
+    const Effect& e = v.step_time;
+    Clause c{.arms = v.arm};
+    if (e.pairs == 0) {
+      c.what = "no pair of finished runs";
+    } else if (v.evidence == Evidence::none) {
+      c.what = fmt::format("no difference shown, {}", count(e.pairs, "seed"));
+    } else {
+      c.shown = true;
+      c.arms += fmt::format(" {:.1f} %", std::abs(percent(e.mean)));
+      c.what = fmt::format("{} time per step ({}, {})", e.mean < 0.0 ? "less" : "more",
+                           v.answer != Answer::inconclusive              ? name_of(v.answer)
+                           : v.loss.result == LossCheck::Result::differs ? "but its loss differs"
+                                                                         : name_of(v.evidence),
+                           count(e.pairs, "seed"));
+    }
+    const auto same = std::find_if(clauses.begin(), clauses.end(),
+                                   [&c](const Clause& other) { return other.what == c.what; });
+    if (same == clauses.end())
+      clauses.push_back(std::move(c));
+    else
+      same->arms += ", " + c.arms;
+  }
+  std::stable_partition(clauses.begin(), clauses.end(), [](const Clause& c) { return c.shown; });
+  std::string text;
+  for (const Clause& c : clauses) {
+    const bool others = !c.shown && &c == &clauses.back() && &c != &clauses.front() &&
+                        c.arms.find(", ") != std::string::npos;
+    text += fmt::format("{}{}{}{}", text.empty() ? "" : "; ", others ? "the others" : c.arms,
+                        c.shown ? " " : ": ", c.what);
+  }
+  if (experiment == "AA") text += "; both arms are the same, so a difference is noise";
+  return text;
 }
 
 std::optional<double> final_metric(const LedgerRow& row, const TargetLock& lock) {

@@ -68,7 +68,7 @@ struct ArmVerdict {
   LossCheck loss;
   int64_t broken_pairs = 0;
   int64_t seeds_needed = 0;  // an arm, to settle a difference of this size; 0: not said
-  std::string text;          // all of it, in words
+  std::string text;          // the evidence in words, without the arm and the answer
 };
 
 /// Judges the arms of an experiment against its first one. Rows: those of the whole ledger; repeats
@@ -80,6 +80,12 @@ std::vector<ArmVerdict> judge(const std::vector<LedgerRow>& rows,
                               const TargetLock& lock);
 
 OrderedJson to_json(const ArmVerdict& verdict);
+
+/// "INCONCLUSIVE (suggestive)"
+std::string verdict_word(const ArmVerdict& verdict);
+/// All verdicts in one short sentence: "chunked-ce 1.9 % less time per step (suggestive, 2 seeds);
+/// the others: no difference shown, 2 seeds".
+std::string headline(const std::vector<ArmVerdict>& verdicts, const std::string& experiment);
 
 /// "baseline" is called the unfused reference in words.
 std::string reference_name();

@@ -132,7 +132,8 @@ TEST(Verdict, FewRepeatsAreSuggestiveAtMost) {
   EXPECT_EQ(v.step_time.noise.df, 2.0);
   EXPECT_EQ(v.evidence, Evidence::suggestive);
   EXPECT_EQ(v.answer, Answer::inconclusive);
-  EXPECT_NE(v.text.find("INCONCLUSIVE"), std::string::npos);
+  EXPECT_EQ(verdict_word(v), "INCONCLUSIVE (suggestive)");
+  EXPECT_EQ(headline({v}, "G"), "x 20.0 % less time per step (suggestive, 2 seeds)");
   EXPECT_NE(v.text.find("unfused reference"), std::string::npos);
   EXPECT_NE(v.text.find("1 in 4"), std::string::npos);
 
@@ -147,6 +148,38 @@ TEST(Verdict, FewRepeatsAreSuggestiveAtMost) {
   EXPECT_EQ(with.evidence, Evidence::strong);
   EXPECT_EQ(with.answer, Answer::faster);
   EXPECT_NEAR(with.step_time.mean, std::log(0.8), 0.001);
+}
+
+TEST(Verdict, TheHeadlineIsOneShortSentence) {
+  const auto verdict = [](std::string arm, double ln, Answer answer, Evidence evidence) {
+    ArmVerdict v{.arm = std::move(arm), .evidence = evidence, .answer = answer};
+    v.step_time.mean = ln;
+    v.step_time.pairs = 2;
+    return v;
+  };
+  const ArmVerdict a = verdict("a", -0.001, Answer::inconclusive, Evidence::none),
+                   b = verdict("b", -0.02, Answer::inconclusive, Evidence::suggestive),
+                   c = verdict("c", 0.003, Answer::inconclusive, Evidence::none),
+                   d = verdict("d", -0.05, Answer::inconclusive, Evidence::suggestive),
+                   f = verdict("f", -0.1, Answer::faster, Evidence::strong),
+                   s = verdict("s", 0.1, Answer::slower, Evidence::harmful);
+  EXPECT_EQ(headline({a, b, c}, "G"),
+            "b 2.0 % less time per step (suggestive, 2 seeds); the others: no difference shown, "
+            "2 seeds");
+  EXPECT_EQ(headline({a, b, d}, "G"),
+            "b 2.0 %, d 4.9 % less time per step (suggestive, 2 seeds); a: no difference shown, "
+            "2 seeds");
+  EXPECT_EQ(headline({f, s}, "G"),
+            "f 9.5 % less time per step (FASTER, 2 seeds); s 10.5 % more time per step (SLOWER, "
+            "2 seeds)");
+  EXPECT_EQ(headline({a, c}, "G"), "a, c: no difference shown, 2 seeds");
+  EXPECT_EQ(headline({ArmVerdict{.arm = "a"}}, "G"), "a: no pair of finished runs");
+  EXPECT_EQ(headline({a}, "AA"),
+            "a: no difference shown, 2 seeds; both arms are the same, so a difference is noise");
+  ArmVerdict loss = b;
+  loss.evidence = Evidence::strong;
+  loss.loss.result = LossCheck::Result::differs;
+  EXPECT_EQ(headline({loss}, "G"), "b 2.0 % less time per step (but its loss differs, 2 seeds)");
 }
 
 TEST(Verdict, SlowerIsAnAnswerToo) {

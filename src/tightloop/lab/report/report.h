@@ -107,10 +107,10 @@ struct ReportRewrite {
 };
 
 struct ReportData {
-  std::string title;       // "Template G on stories: ..."
-  std::string metric;      // "val_bpb"
-  double threshold = 0.0;  // target of the metric; lower is better
-  std::string answer;      // the headline after "val_bpb <= 1.2345: ", verdict with interval and n
+  std::string title;            // "Template G on stories: ..."
+  std::string metric;           // "val_bpb"
+  double threshold = 0.0;       // target of the metric; lower is better
+  std::string answer;           // the headline after "val_bpb <= 1.2345: ", one short sentence
   std::vector<ReportArm> arms;  // in the order of the legend; the first is the reference
   std::vector<ReportRun> runs;
   std::optional<double> floor;      // the least value of the metric that is possible, when known
