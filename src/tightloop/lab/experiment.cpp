@@ -295,7 +295,10 @@ CellState cell_state(const LabFolder& lab, const Cell& cell) {
   CellState state;
   for (LedgerRow& row : lab.ledger().rows()) {
     if (row.text("experiment_name") != cell.name) continue;
-    if (row.text("status") != "ok" && row.text("detail") != kLabEnded) ++state.failures;
+    if (row.text("detail") != kLabEnded) {
+      ++state.attempts;
+      if (row.text("status") != "ok" && row.text("status") != "io_error") ++state.failures;
+    }
     state.row = std::move(row);
   }
   const std::string status = state.row ? state.row->text("status") : "";
@@ -425,6 +428,7 @@ RunCellsResult run_cells(LabFolder& lab,
   const std::vector<Cell> cells = experiment.cells();
   for (size_t i = 0; i < cells.size(); ++i) {
     const Cell& cell = cells[i];
+    int64_t io_errors = 0;
     while (true) {
       const CellState state = cell_state(lab, cell);
       if (state.kind == CellState::Kind::done) break;
@@ -436,7 +440,7 @@ RunCellsResult run_cells(LabFolder& lab,
         result.interrupted = true;
         return result;
       }
-      const int64_t attempt = state.failures + 1;
+      const int64_t attempt = state.attempts + 1;
       bool resume = false;
       if (state.kind == CellState::Kind::interrupted) {
         if (has_ended(state.run_folder)) {  // the lab ended between the run and its row
@@ -482,8 +486,17 @@ RunCellsResult run_cells(LabFolder& lab,
         run = lab.file(fmt::format("runs/{}-{}-failed{}", date, cell.name, attempt));
         make_directories(run);
       }
-      if (child.exit_code != 0) write_outcome(run, outcome_of(child, heard, resume));
+      if (child.exit_code == 0) {
+        record(cell, run, attempt);
+        continue;
+      }
+      const Outcome outcome = outcome_of(child, heard, resume);
+      write_outcome(run, outcome);
       record(cell, run, attempt);
+      if (outcome.status == "io_error" && ++io_errors == kAttempts)
+        throw Error(ErrorKind::io, fmt::format("cell {}: {}", cell.name, outcome.detail))
+            .with_hint(fmt::format("when files can be written again: `tightloop lab resume {}`",
+                                   lab.path()));
     }
   }
   return result;

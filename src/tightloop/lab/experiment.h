@@ -110,7 +110,8 @@ struct CellState {
   enum class Kind { done, broken, interrupted, pending };
   Kind kind = Kind::pending;
   std::optional<LedgerRow> row;  // the last one
-  int64_t failures = 0;          // not counting those where the lab itself ended
+  int64_t attempts = 0;          // not counting those where the lab itself ended
+  int64_t failures = 0;          // of the attempts, not counting what the disk did (io_error)
   std::string run_folder;        // interrupted: what `train --resume` continues
 };
 CellState cell_state(const LabFolder& lab, const Cell& cell);
@@ -134,7 +135,8 @@ struct RunCellsResult {
 
 /// Runs what is not finished: a finished cell is skipped, an interrupted one continues from its
 /// last checkpoint, one that failed is repeated once with the same seed. A cell's failure is a row
-/// with a status, not an error. `program` trains: this binary.
+/// with a status, not an error; only when files could not be written or read in the repeat either,
+/// which other cells would meet too, it is Error{io}. `program` trains: this binary.
 RunCellsResult run_cells(LabFolder& lab,
                          const Experiment& experiment,
                          const std::string& program,

@@ -154,7 +154,8 @@ TEST_F(LabFolderTest, StateOfACellFollowsFromItsRows) {
     lab.ledger().add(row);
   };
   EXPECT_EQ(state(), CellState::Kind::pending);
-  for (int i = 0; i < 5; ++i) add("killed", kLabEnded);  // no fault of the cell
+  for (int i = 0; i < 5; ++i) add("killed", kLabEnded);                    // no fault of the cell
+  for (int i = 0; i < 5; ++i) add("io_error", "no space left on device");  // nor these
   EXPECT_EQ(state(), CellState::Kind::pending);
   add("killed", "signal 11");
   EXPECT_EQ(state(), CellState::Kind::pending);
@@ -162,6 +163,31 @@ TEST_F(LabFolderTest, StateOfACellFollowsFromItsRows) {
   EXPECT_EQ(state(), CellState::Kind::broken);
   add("ok", "");
   EXPECT_EQ(state(), CellState::Kind::done);
+}
+
+TEST_F(LabFolderTest, AClockThatJumpsBackDoesNotMatter) {
+  LabFolder lab(folder_.string(), true);
+  const Cell cell{.name = "G.both.s1", .arm = "both", .seed = 1};
+  const auto add = [&](const char* id, const char* status, const char* time) {
+    LedgerRow row;
+    row.set("run_id", id);
+    row.set("experiment_name", cell.name);
+    row.set("timestamp", time);
+    row.set("finished", time);
+    row.set("status", status);
+    lab.ledger().add(row);
+  };
+  add("r0", "timeout", "2026-06-01T12:00:00Z");
+  add("r1", "ok", "1970-01-01T00:00:01Z");
+  EXPECT_EQ(cell_state(lab, cell).kind, CellState::Kind::done);
+  EXPECT_EQ(cell_state(lab, cell).row->text("run_id"), "r1");
+  // A folder that seems older than those before it is still what is continued.
+  const Cell open{.name = "G.both.s2", .arm = "both", .seed = 2};
+  const fs::path run = folder_ / "runs/19700101-G.both.s2-000001";
+  fs::create_directories(run);
+  fs::last_write_time(run, fs::file_time_type::clock::now() + std::chrono::hours(1000));
+  EXPECT_EQ(cell_state(lab, open).kind, CellState::Kind::interrupted);
+  EXPECT_EQ(cell_state(lab, open).run_folder, run.string());
 }
 
 TEST_F(LabFolderTest, AFolderWithNothingInItIsAKilledRun) {
@@ -212,6 +238,19 @@ TEST_F(ProcessTest, LinesLogAndExitCode) {
   EXPECT_EQ(r.exit_code, 7);
   EXPECT_EQ(lines_, (std::vector<std::string>{"one", "two"}));
   EXPECT_EQ(read_file((folder_ / "log").string()), "talk\n");
+}
+
+TEST_F(ProcessTest, ThreadsOfAChildWaitPassivelyUnlessTheUserSaid) {
+  const std::string ask = "echo ${OMP_WAIT_POLICY-none} ${GOMP_SPINCOUNT-none}";
+  for (const auto& [name, value, heard] :
+       {std::tuple("OMP_WAIT_POLICY", "active", "active none"),
+        std::tuple("GOMP_SPINCOUNT", "1000", "none 1000"), std::tuple("", "", "passive none")}) {
+    ::unsetenv("OMP_WAIT_POLICY");
+    ::unsetenv("GOMP_SPINCOUNT");
+    if (*name != '\0') ::setenv(name, value, 1);
+    run(ask);
+    EXPECT_EQ(lines_, std::vector<std::string>{heard});
+  }
 }
 
 TEST_F(ProcessTest, SignalsAndSilenceAreTold) {

@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
 #include <poll.h>
@@ -51,9 +52,15 @@ pid_t start(const ChildOptions& options, int out) {
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
+  std::vector<char*> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) environment.push_back(*entry);
+  std::string passive = "OMP_WAIT_POLICY=passive";
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr && std::getenv("GOMP_SPINCOUNT") == nullptr)
+    environment.push_back(passive.data());
+  environment.push_back(nullptr);
   pid_t pid = 0;
   const int code = posix_spawn(&pid, options.program.c_str(), &spawn.actions, &spawn.attributes,
-                               argv.data(), environ);
+                               argv.data(), environment.data());
   if (code != 0) fail_errno(code, "start", options.program);
   return pid;
 }

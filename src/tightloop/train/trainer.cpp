@@ -523,6 +523,9 @@ struct Trainer::Impl {
     json["host"] = {{"name", host.hostname},     {"os", host.os},
                     {"kernel", host.kernel},     {"cpu", host.cpu_model},
                     {"cpus", host.logical_cpus}, {"memory_bytes", host.memory_total_bytes}};
+    for (const char* name : {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}) {
+      if (const char* value = std::getenv(name)) json["host"][name] = value;
+    }
     json["device"] = name_of(config.device);
     json["threads"] = thread_count();
     json["gemm"] = gemm_kernel_name();
