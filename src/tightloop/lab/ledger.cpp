@@ -1,7 +1,7 @@
 #include "tightloop/lab/ledger.h"
 
-#include <algorithm>
 #include <filesystem>
+#include <map>
 #include <set>
 
 #include <sqlite3.h>
@@ -69,10 +69,14 @@ bool is_text(std::string_view column) {
 }
 
 size_t index_of(std::string_view column) {
-  const std::vector<std::string>& columns = ledger_columns();
-  const auto it = std::find(columns.begin(), columns.end(), column);
-  if (it == columns.end()) fail(ErrorKind::internal, "the ledger has no column '{}'", column);
-  return static_cast<size_t>(it - columns.begin());
+  static const std::map<std::string_view, size_t> indices = [] {
+    std::map<std::string_view, size_t> all;
+    for (const std::string& name : ledger_columns()) all.emplace(name, all.size());
+    return all;
+  }();
+  const auto it = indices.find(column);
+  if (it == indices.end()) fail(ErrorKind::internal, "the ledger has no column '{}'", column);
+  return it->second;
 }
 
 std::string text_of(const LedgerRow::Value& value) {
@@ -161,6 +165,25 @@ class Statement {
   sqlite3_stmt* statement_ = nullptr;
 };
 
+/// Both files change under the write lock of the database, which other processes wait for.
+class Transaction {
+ public:
+  Transaction(sqlite3* database, const std::string& path) : database_(database), path_(path) {
+    Statement(database_, path_, "BEGIN IMMEDIATE").step();
+  }
+  ~Transaction() {
+    if (sqlite3_get_autocommit(database_) == 0)
+      sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr);
+  }
+  Transaction(const Transaction&) = delete;
+  Transaction& operator=(const Transaction&) = delete;
+  void commit() { Statement(database_, path_, "COMMIT").step(); }
+
+ private:
+  sqlite3* database_;
+  std::string path_;
+};
+
 std::string column_list() {
   std::string text;
   for (const std::string& name : ledger_columns())
@@ -216,12 +239,11 @@ Ledger::Ledger(const std::string& folder)
     fail(ErrorKind::io, "cannot open {}: {}", database_path_, why);
   }
   try {
-    sqlite3_busy_timeout(database_, 10'000);
+    sqlite3_busy_timeout(database_, 60'000);
     for (const std::string& sql :
          {std::string("PRAGMA journal_mode = WAL"), std::string("PRAGMA synchronous = FULL"),
           "CREATE TABLE IF NOT EXISTS results (row INTEGER PRIMARY KEY, " + column_list() +
-              ", UNIQUE (run_id))",
-          "PRAGMA user_version = " + std::to_string(kLedgerVersion)})
+              ", UNIQUE (run_id))"})
       Statement(database_, database_path_, sql).step();
     reconcile();
   } catch (...) {
@@ -235,7 +257,10 @@ Ledger::~Ledger() {
 }
 
 void Ledger::reconcile() {
-  std::set<std::string> in_csv;
+  Transaction transaction(database_, database_path_);
+  std::set<std::string> in_database, in_csv;
+  Statement ids(database_, database_path_, "SELECT run_id FROM results");
+  while (ids.step()) in_database.insert(text_of(ids.column(0)));
   if (fs::exists(csv_path_) && fs::file_size(csv_path_) > 0) {
     const CsvTable table = read_csv(csv_path_);
     if (table.columns != ledger_columns())
@@ -245,7 +270,7 @@ void Ledger::reconcile() {
     const size_t id = table.column("run_id");
     for (const std::vector<std::string>& fields : table.rows) {
       in_csv.insert(fields[id]);
-      if (fields[id].empty() || has(fields[id])) continue;
+      if (fields[id].empty() || !in_database.insert(fields[id]).second) continue;
       LedgerRow row;
       for (size_t i = 0; i < fields.size(); ++i)
         row.set(table.columns[i], value_of(table.columns[i], fields[i]));
@@ -253,11 +278,14 @@ void Ledger::reconcile() {
       ++reconciled_;
     }
   }
-  for (const LedgerRow& row : rows()) {
-    if (in_csv.contains(row.text("run_id"))) continue;
-    append(row);
-    ++reconciled_;
+  if (in_csv.size() < in_database.size()) {
+    for (const LedgerRow& row : rows()) {
+      if (in_csv.contains(row.text("run_id"))) continue;
+      append(row);
+      ++reconciled_;
+    }
   }
+  transaction.commit();
 }
 
 bool Ledger::has(const std::string& run_id) const {
@@ -284,9 +312,11 @@ void Ledger::insert(const LedgerRow& row) {
 
 void Ledger::add(const LedgerRow& row) {
   const std::string id = row.text("run_id");
+  Transaction transaction(database_, database_path_);
   if (id.empty() || has(id)) fail(ErrorKind::internal, "run '{}' cannot be added", id);
   append(row);
   insert(row);
+  transaction.commit();
 }
 
 std::vector<LedgerRow> Ledger::rows() const {

@@ -41,8 +41,9 @@ class LedgerRow {
 
 /// All finished runs of a lab folder: `ledger.sqlite` (WAL) for queries, `results.csv` beside it
 /// for everything else. A row is final and is written once: first appended to the CSV (locked,
-/// fsynced), then inserted. Rows that a crash left in one of the two are copied to the other when
-/// the ledger is opened. Error{io, data}.
+/// fsynced), then inserted. Rows that a crash or a full disk left in one of the two are copied to
+/// the other when the ledger is opened. Any number of processes may have it open and add rows.
+/// Error{io, data}.
 class Ledger {
  public:
   explicit Ledger(const std::string& folder);

@@ -1,8 +1,12 @@
 #include "tightloop/lab/ledger.h"
 
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <set>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <gtest/gtest.h>
@@ -95,6 +99,104 @@ TEST_F(LedgerTest, ARowThatACrashCutShortIsMadeAgain) {
   EXPECT_EQ(csv.damaged_lines.size(), 1u);
   ASSERT_EQ(csv.rows.size(), 2u);
   EXPECT_EQ(csv.rows[1][csv.column("run_id")], "b");
+}
+
+TEST_F(LedgerTest, NoWriteThatFailsLosesARow) {
+  // Files may not grow beyond a limit: with each limit another write of the ledger is refused.
+  constexpr int kRows = 8;
+  int refused = 0, finished = 0;
+  for (rlim_t limit = 0; limit <= 92'000; limit += limit < 12'000 ? 700 : 5'000) {
+    SetUp();
+    const pid_t pid = ::fork();
+    ASSERT_GE(pid, 0);
+    if (pid == 0) {  // exits with the number of rows that were added; 100: another error
+      ::signal(SIGXFSZ, SIG_IGN);
+      const rlimit size{limit, limit};
+      ::setrlimit(RLIMIT_FSIZE, &size);
+      int added = 0;
+      try {
+        Ledger ledger(folder_.string());
+        for (; added < kRows; ++added) ledger.add(row(fmt::format("r{}", added)));
+      } catch (const Error& e) {
+        if (e.kind() != ErrorKind::io) ::_exit(100);
+      } catch (...) {
+        ::_exit(100);
+      }
+      ::_exit(added);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+    ASSERT_TRUE(WIFEXITED(status)) << limit;
+    const int added = WEXITSTATUS(status);
+    ASSERT_LE(added, kRows) << "limit " << limit << ": not an Error{io}";
+    ++(added < kRows ? refused : finished);
+
+    // With room again: what was added is there, and the rest can be.
+    Ledger ledger(folder_.string());
+    for (int i = 0; i < kRows; ++i) {
+      const std::string id = fmt::format("r{}", i);
+      if (i < added) {
+        EXPECT_TRUE(ledger.has(id)) << limit << " " << id;
+      }
+      if (!ledger.has(id)) ledger.add(row(id));
+    }
+    const CsvTable csv = read_csv(file("results.csv"));
+    EXPECT_TRUE(csv.damaged_lines.empty()) << limit;
+    ASSERT_EQ(csv.rows.size(), static_cast<size_t>(kRows)) << limit;
+    ASSERT_EQ(ledger.rows().size(), static_cast<size_t>(kRows)) << limit;
+    for (int i = 0; i < kRows; ++i)
+      EXPECT_EQ(csv.rows[static_cast<size_t>(i)][csv.column("run_id")], fmt::format("r{}", i));
+  }
+  EXPECT_GT(refused, 20);
+  EXPECT_GT(finished, 0);
+}
+
+TEST_F(LedgerTest, WritersSideBySideOnAHundredThousandRows) {
+  constexpr int kRows = 100'000, kWriters = 4, kEach = 25;
+  {
+    std::ofstream csv(file("results.csv"));
+    for (size_t i = 0; i < ledger_columns().size(); ++i)
+      csv << (i == 0 ? "" : ",") << ledger_columns()[i];
+    csv << "\n";
+    for (int n = 0; n < kRows; ++n) {
+      for (size_t i = 0; i < ledger_columns().size(); ++i) {
+        csv << (i == 0 ? "" : ",");
+        if (ledger_columns()[i] == "run_id") csv << "old" << n;
+        if (ledger_columns()[i] == "seed") csv << n;
+        if (ledger_columns()[i] == "status") csv << "ok";
+      }
+      csv << "\n";
+    }
+  }
+  std::vector<pid_t> writers;
+  for (int w = 0; w < kWriters; ++w) {
+    const pid_t pid = ::fork();
+    ASSERT_GE(pid, 0);
+    if (pid == 0) {
+      try {
+        Ledger ledger(folder_.string());
+        for (int i = 0; i < kEach; ++i) ledger.add(row(fmt::format("new{}.{}", w, i)));
+        ::_exit(0);
+      } catch (const Error&) {
+        ::_exit(1);
+      }
+    }
+    writers.push_back(pid);
+  }
+  for (const pid_t pid : writers) {
+    int status = 0;
+    ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+    EXPECT_EQ(status, 0);
+  }
+  const CsvTable csv = read_csv(file("results.csv"));
+  EXPECT_TRUE(csv.damaged_lines.empty());
+  ASSERT_EQ(csv.rows.size(), static_cast<size_t>(kRows + kWriters * kEach));
+  std::set<std::string> ids;
+  for (const std::vector<std::string>& fields : csv.rows) ids.insert(fields[csv.column("run_id")]);
+  EXPECT_EQ(ids.size(), csv.rows.size());
+  const Ledger ledger(folder_.string());
+  EXPECT_EQ(ledger.reconciled(), 0);
+  for (const std::string& id : ids) ASSERT_TRUE(ledger.has(id)) << id;
 }
 
 TEST_F(LedgerTest, ForeignFilesAreRefused) {
