@@ -1,4 +1,5 @@
 """Runs the tightloop binary in a folder of its own; what the command-line tests share."""
+import csv
 import json
 import os
 import pathlib
@@ -56,6 +57,58 @@ class Case(unittest.TestCase):
 
     def summary(self, run):
         return json.loads((run / "summary.json").read_text())
+
+
+class LabCase(Case):
+    STEPS = ["--num-iterations", "40", "--eval-every", "5"]
+    RUN_G = ["run", "G", "--save-every", "4"]
+    made = None   # the finished lab of template G that tests copy
+
+    def setUp(self):
+        super().setUp()
+        self.env = dict(os.environ, TL_HOME=str(self.home / "tl"), OMP_WAIT_POLICY="passive")
+
+    def lab(self, *args, env=None, cwd=None, **more):
+        return subprocess.run([BINARY, "lab", *map(str, args)], cwd=cwd or self.dir, text=True,
+                              env=env or self.env, timeout=600, capture_output=True,
+                              errors="replace", **more)
+
+    def base(self):
+        return ["--data", self.data, *TINY, "--threads", "1", *self.STEPS]
+
+    def lock(self, *args, floor_offset="4.2", **more):
+        done = self.lab("lock", *self.base(), "--floor-offset", floor_offset, *args, **more)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def made_lab(self):
+        """Copies a finished lab of RUN_G to lab/main; returns the result that its run printed."""
+        if LabCase.made is None:
+            self.lock(cwd=self.home)
+            done = self.lab(*self.RUN_G, *self.base(), "--json", cwd=self.home)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            LabCase.made = json.loads(done.stdout)
+        shutil.copytree(self.home / "lab/main", self.dir / "lab/main")
+        return LabCase.made
+
+    def rows(self, folder="lab/main"):
+        with open(self.dir / folder / "results.csv", newline="") as f:
+            return list(csv.DictReader(f))
+
+    def ok_runs(self, folder="lab/main"):
+        """cell -> run folder of its row that is ok; every cell exactly once."""
+        ok = [row for row in self.rows(folder) if row["status"] == "ok"]
+        runs = {row["experiment_name"]: self.dir / folder / "runs" / row["run_id"] for row in ok}
+        self.assertEqual(len(ok), len(runs))
+        return runs
+
+    def bits(self, folder="lab/main"):
+        return {cell: (losses(run), weights(run, 40), evaluations(run))
+                for cell, run in self.ok_runs(folder).items()}
+
+
+def evaluations(run):
+    with open(run / "evals.csv", newline="") as f:
+        return [(row["step"], row["val_loss"]) for row in csv.DictReader(f)]
 
 
 def weights(run, step):

@@ -21,9 +21,8 @@ if "--kills" in sys.argv:
     del sys.argv[at:at + 2]
 
 import common
-from common import Case, TINY, losses, weights
+from common import LabCase, TINY
 
-STEPS = ["--num-iterations", "40", "--eval-every", "5"]
 CELLS = [f"G.{arm}.s{seed}" for seed, arms in
          [(1, ["baseline", "fused-rmsnorm", "chunked-ce", "both"]),
           (2, ["both", "chunked-ce", "fused-rmsnorm", "baseline"])] for arm in arms]
@@ -53,51 +52,13 @@ exec BINARY "$@"
 """
 
 
-def evaluations(run):
-    with open(run / "evals.csv", newline="") as f:
-        return [(row["step"], row["val_loss"]) for row in csv.DictReader(f)]
-
-
-class Lab(Case):
-    def setUp(self):
-        super().setUp()
-        self.env = dict(os.environ, TL_HOME=str(self.home / "tl"), OMP_WAIT_POLICY="passive")
-
-    def lab(self, *args, env=None):
-        return subprocess.run([common.BINARY, "lab", *map(str, args)], cwd=self.dir, text=True,
-                              env=env or self.env, timeout=600, capture_output=True,
-                              errors="replace")
-
-    def base(self):
-        return ["--data", self.data, *TINY, "--threads", "1", *STEPS]
-
-    def lock(self, *args):
-        done = self.lab("lock", *self.base(), "--floor-offset", "4.2", *args)
-        self.assertEqual(done.returncode, 0, done.stderr)
-
-    def rows(self, folder="lab/main"):
-        with open(self.dir / folder / "results.csv", newline="") as f:
-            return list(csv.DictReader(f))
-
-    def ok_runs(self, folder="lab/main"):
-        """cell -> run folder of its row that is ok; every cell exactly once."""
-        ok = [row for row in self.rows(folder) if row["status"] == "ok"]
-        runs = {row["experiment_name"]: self.dir / folder / "runs" / row["run_id"] for row in ok}
-        self.assertEqual(len(ok), len(runs))
-        return runs
-
-    def bits(self, folder="lab/main"):
-        return {cell: (losses(run), weights(run, 40), evaluations(run))
-                for cell, run in self.ok_runs(folder).items()}
-
+class Lab(LabCase):
     def test_template_g_from_lock_to_report(self):
-        self.lock()
-        dry = self.lab("run", "G", *self.base(), "--dry-run")
+        self.lock("--lab-dir", "lab/dry")
+        dry = self.lab("run", "G", *self.base(), "--dry-run", "--lab-dir", "lab/dry")
         self.assertEqual(dry.returncode, 0, dry.stderr)
         self.assertIn("8 cells", dry.stdout)
-        done = self.lab("run", "G", *self.base(), "--json")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        result = json.loads(done.stdout)
+        result = self.made_lab()
         self.assertEqual([v["arm"] for v in result["verdicts"]],
                          ["fused-rmsnorm", "chunked-ce", "both"])
         for verdict in result["verdicts"]:   # two seeds of four arms: four degrees of freedom
@@ -121,15 +82,17 @@ class Lab(Case):
         html = (self.dir / "lab/main/report-G.html").read_text()
         self.assertIn("</html>", html)
         # Again: nothing is run, the result is shown.
-        again = self.lab("run", "G", *self.base())
+        again = self.lab(*self.RUN_G, *self.base())
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertIn("there already", again.stderr)
+        self.assertIn(result["headline"], again.stdout)
+        self.assertIn(result["headline"].split(" ")[0], html.split("</h1>")[0])
         self.assertEqual(len(self.rows()), 8)
         # More seeds extend it; other flags do not fit into the folder.
-        more = self.lab("run", "G", *self.base(), "--seeds", "1..3")
+        more = self.lab(*self.RUN_G, *self.base(), "--seeds", "1..3")
         self.assertEqual(more.returncode, 0, more.stderr)
         self.assertEqual(len(self.rows()), 12)
-        other = self.lab("run", "G", *self.base(), "--lr-mult", "0.5", "--seeds", "1..3")
+        other = self.lab(*self.RUN_G, *self.base(), "--lr-mult", "0.5", "--seeds", "1..3")
         self.assertEqual(other.returncode, 2)
         self.assertIn("--lab-dir", other.stderr)
         for command in ["status", "table"]:
@@ -138,8 +101,7 @@ class Lab(Case):
             json.loads(shown.stdout)
 
     def test_the_ledger_is_made_again(self):
-        self.lock()
-        self.assertEqual(self.lab("run", "AA", *self.base()).returncode, 0)
+        self.made_lab()
         before = self.rows()
         for path in (self.dir / "lab/main").glob("ledger.sqlite*"):
             path.unlink()
@@ -189,6 +151,23 @@ class Lab(Case):
         switched = self.lab("run", "G", *self.base(), "--fused-rmsnorm")
         self.assertEqual(switched.returncode, 2)
         self.assertIn("template G", switched.stderr)
+
+    def test_another_target_than_that_of_the_runs_is_refused(self):
+        self.made_lab()
+        target = self.dir / "lab/main/lock/target.json"
+        self.lock("--lab-dir", "lab/other", floor_offset="4.3")
+        edited = target.read_text().replace('"eval_tokens": 1024', '"eval_tokens": 1023')
+        for text, why in [(edited, "its hash is not that of its content"),
+                          ((self.dir / "lab/other/lock/target.json").read_text(),
+                           "under another target"), ("{", "target.json")]:
+            self.assertNotEqual(text, target.read_text())
+            target.write_text(text)
+            for command in [[*self.RUN_G, *self.base()], ["resume", "lab/main"],
+                            ["status", "lab/main"], ["table", "lab/main"], ["report", "lab/main"]]:
+                refused = self.lab(*command)
+                self.assertEqual(refused.returncode, 2, (command, refused.stderr))
+                self.assertIn(why, refused.stderr)
+        self.assertEqual(len(self.rows()), 8)
 
     def test_crash_hang_and_out_of_memory_become_rows(self):
         self.lock()
@@ -240,11 +219,10 @@ class Lab(Case):
         self.assertEqual(status["experiments"][0]["cells"][0]["state"], "interrupted")
 
     def kill_and_resume(self, kills, generator):
-        self.lock("--lab-dir", "lab/whole")
-        arguments = ["run", "G", *self.base(), "--save-every", "4"]
-        done = self.lab(*arguments, "--lab-dir", "lab/whole")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        expected = self.bits("lab/whole")
+        self.made_lab()
+        expected = self.bits()
+        shutil.rmtree(self.dir / "lab/main")
+        arguments = [*self.RUN_G, *self.base()]
         self.lock()
         process, done_kills = self.start(*arguments), 0
         while done_kills < kills:

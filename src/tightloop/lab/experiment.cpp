@@ -265,7 +265,14 @@ Experiment LabFolder::experiment(const std::string& name) const {
   if (!fs::exists(path))
     throw Error(ErrorKind::usage, fmt::format("'{}' has no experiment '{}'", path_, name))
         .with_hint(fmt::format("`tightloop lab status {}` lists them", path_));
-  return experiment_from_json(read_json(path, 1 << 24), path);
+  Experiment e = experiment_from_json(read_json(path, 1 << 24), path);
+  if (has_lock() && !e.lock_hash.empty() && lock().hash() != e.lock_hash)
+    throw Error(ErrorKind::usage,
+                fmt::format("experiment {} in '{}' was planned under another target than the one "
+                            "that is there now",
+                            name, path_))
+        .with_hint("put lock/target.json back; another target needs another folder: --lab-dir");
+  return e;
 }
 
 void LabFolder::save_experiment(const Experiment& experiment) const {
@@ -370,6 +377,9 @@ void listen(
                      get_double(json, "loss", where));
   } else if (find_field(json, "error", where) != nullptr) {
     heard.error = get_string(json, "error", where);
+    if (const Json* chain = find_field(json, "chain", where);
+        chain != nullptr && chain->is_array() && chain->size() > 1 && chain->back().is_string())
+      heard.error += ": " + chain->back().get<std::string>();
     heard.error_kind = get_string(json, "kind", where, "");
   }
 }
@@ -399,7 +409,7 @@ RunCellsResult run_cells(LabFolder& lab,
   if (!experiment.lock_hash.empty()) {
     lock = lab.lock();
     if (lock->hash() != experiment.lock_hash)
-      fail(ErrorKind::usage, "experiment {} was planned under another lock than that of '{}'",
+      fail(ErrorKind::usage, "experiment {} was planned under another target than that of '{}'",
            experiment.name, lab.path());
   }
   const auto record = [&](const Cell& cell, const std::string& run, int64_t attempt) {
@@ -483,7 +493,8 @@ RunCellsResult run_cells(LabFolder& lab,
       if (run.empty()) {  // it ended before it had a folder
         std::string date = utc_timestamp().substr(0, 10);
         std::erase(date, '-');
-        run = lab.file(fmt::format("runs/{}-{}-failed{}", date, cell.name, attempt));
+        for (int64_t n = attempt; run.empty() || fs::exists(run); ++n)
+          run = lab.file(fmt::format("runs/{}-{}-failed{}", date, cell.name, n));
         make_directories(run);
       }
       if (child.exit_code == 0) {

@@ -93,6 +93,7 @@ class LabFolder {
   void set_lock(const TargetLock& lock) const;
 
   std::vector<std::string> experiment_names() const;
+  /// Error{usage} when it was planned under another target than the folder's.
   Experiment experiment(const std::string& name) const;
   void save_experiment(const Experiment& experiment) const;
 

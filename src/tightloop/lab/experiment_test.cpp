@@ -202,6 +202,9 @@ TEST_F(LabFolderTest, AFolderWithNothingInItIsAKilledRun) {
   EXPECT_EQ(row.text("detail"), kLabEnded);
   EXPECT_EQ(row.text("arm"), "baseline");
   EXPECT_EQ(row.text("dt_median_ms"), "");
+  for (const char* name : {"evals.csv", "steps.bin", "summary.json"}) std::ofstream(run / name);
+  EXPECT_EQ(row_of_run(run.string(), e, cell, 1, nullptr).text("status"), "killed");
+  EXPECT_TRUE(measured_points(run.string(), "val_loss").empty());
   write_outcome(run.string(), {"oom", "cannot allocate 1 TiB"});
   EXPECT_TRUE(has_ended(run.string()));
   EXPECT_EQ(row_of_run(run.string(), e, cell, 1, nullptr).text("status"), "oom");

@@ -21,9 +21,14 @@ std::string in(const std::string& folder, std::string_view name) {
   return (fs::path(folder) / name).string();
 }
 
+/// Whether the file is there and holds something: a full disk or a kill leaves empty ones.
+bool holds_something(const std::string& path) {
+  return fs::exists(path) && fs::file_size(path) > 0;
+}
+
 /// The file as JSON, or an empty object when it is missing.
 Json json_of(const std::string& path) {
-  return fs::exists(path) ? read_json(path, 1 << 26) : Json::object();
+  return holds_something(path) ? read_json(path, 1 << 26) : Json::object();
 }
 
 /// Copies fields of a JSON object into columns, as far as they are there.
@@ -193,7 +198,7 @@ void add_steps(LedgerRow& row, const std::vector<StepRecord>& steps) {
 /// The last evaluation, when it is that of the end. Not from summary.json: a run that was killed
 /// after its last checkpoint has no evaluation of its own process in there.
 void add_final_evaluation(LedgerRow& row, const std::string& path) {
-  if (!fs::exists(path)) return;
+  if (!holds_something(path)) return;
   const CsvTable table = read_csv(path);
   if (table.rows.empty()) return;
   const std::vector<std::string>& last = table.rows.back();
@@ -211,7 +216,7 @@ void add_final_evaluation(LedgerRow& row, const std::string& path) {
 std::vector<MeasuredPoint> measured_points(const std::string& run_folder,
                                            const std::string& metric) {
   const std::string path = in(run_folder, "evals.csv");
-  if (!fs::exists(path)) return {};
+  if (!holds_something(path)) return {};
   std::vector<StepRecord> steps;
   if (fs::exists(in(run_folder, "steps.bin"))) steps = read_steps(in(run_folder, "steps.bin"));
   const CsvTable table = read_csv(path);
@@ -314,7 +319,7 @@ void write_outcome(const std::string& run_folder, const Outcome& outcome) {
 bool has_ended(const std::string& run_folder) {
   if (fs::exists(in(run_folder, "outcome.json"))) return true;
   const std::string path = in(run_folder, "summary.json");
-  return fs::exists(path) && get_string(json_of(path), "status", path, "") != "killed";
+  return holds_something(path) && get_string(json_of(path), "status", path, "") != "killed";
 }
 
 }  // namespace tightloop

@@ -81,7 +81,7 @@ std::unique_ptr<RunFolder> RunFolder::reopen(const std::string& path, int64_t st
         steps, {reinterpret_cast<const char*>(kept.data()), kept.size() * sizeof(StepRecord)});
   }
   const std::string evals = folder->file("evals.csv");
-  if (fs::exists(evals)) {
+  if (fs::exists(evals) && fs::file_size(evals) > 0) {  // a full disk leaves an empty one
     const CsvTable table = read_csv(evals);
     std::string text = csv_header(table.columns).text() + "\n";
     for (const auto& row : table.rows) {
