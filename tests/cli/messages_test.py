@@ -38,6 +38,8 @@ class Messages(Case):
         self.fails(2, "train", "--set", "optim.matrix_lrr=1", says=["optim.matrix_lrr"],
                    hint="optim.matrix_lr")
         self.fails(2, "trian")
+        self.fails(2, "data", "fetch", says=["what is required"],
+                   hint="Example: tightloop data fetch fineweb10b")
         self.fails(2, "train", "--preset", "quik", says=["quik"], hint="quick")
 
     def test_feature_that_does_not_exist_yet_is_not_ignored(self):

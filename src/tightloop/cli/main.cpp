@@ -109,8 +109,19 @@ int run_command_line(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
     Error error(ErrorKind::usage, e.what());
-    error.with_hint(
-        "`tightloop --help` lists the commands and `tightloop COMMAND --help` its flags");
+    const CLI::App* leaf = &app;
+    std::string command = "tightloop";
+    while (!leaf->get_subcommands().empty()) {
+      leaf = leaf->get_subcommands()[0];
+      command += " " + leaf->get_name();
+    }
+    if (leaf == &app)
+      error.with_hint(
+          "`tightloop --help` lists the commands and `tightloop COMMAND --help` its flags");
+    else
+      error.with_hint(
+          fmt::format("`{} --help` says what it takes{}", command,
+                      leaf->get_footer().starts_with("Example") ? ". " + leaf->get_footer() : ""));
     print_error(error, json);
     return kUsage;
   } catch (const Error& e) {
