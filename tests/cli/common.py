@@ -61,7 +61,8 @@ class Case(unittest.TestCase):
 
 class LabCase(Case):
     STEPS = ["--num-iterations", "40", "--eval-every", "5"]
-    RUN_G = ["run", "G", "--save-every", "4"]
+    NO_PROFILE = ["--profile-rounds", "0"]   # the roofline of made_lab() is enough
+    RUN_G = ["run", "G", "--save-every", "4", *NO_PROFILE]
     made = None   # the finished lab of template G that tests copy
 
     def setUp(self):
@@ -84,7 +85,7 @@ class LabCase(Case):
         """Copies a finished lab of RUN_G to lab/main; returns the result that its run printed."""
         if LabCase.made is None:
             self.lock(cwd=self.home)
-            done = self.lab(*self.RUN_G, *self.base(), "--json", cwd=self.home)
+            done = self.lab("run", "G", "--save-every", "4", *self.base(), "--json", cwd=self.home)
             self.assertEqual(done.returncode, 0, done.stderr)
             LabCase.made = json.loads(done.stdout)
         shutil.copytree(self.home / "lab/main", self.dir / "lab/main")

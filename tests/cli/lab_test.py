@@ -2,7 +2,6 @@
 
 With --kills N only the kill test runs, with N random SIGKILLs of a lab run.
 """
-import csv
 import json
 import os
 import random
@@ -81,6 +80,7 @@ class Lab(LabCase):
         self.assertIn("--fused-rmsnorm", arms["both"].replace("--no-", "no "))
         html = (self.dir / "lab/main/report-G.html").read_text()
         self.assertIn("</html>", html)
+        self.assertIn('id="panel-roofline"', html)
         # Again: nothing is run, the result is shown.
         again = self.lab(*self.RUN_G, *self.base())
         self.assertEqual(again.returncode, 0, again.stderr)
@@ -89,6 +89,8 @@ class Lab(LabCase):
         self.assertIn(result["headline"].split(" ")[0], html.split("</h1>")[0])
         self.assertEqual(len(self.rows()), 8)
         # More seeds extend it; other flags do not fit into the folder.
+        self.assertNotIn('id="panel-roofline"',
+                         (self.dir / "lab/main/report-G.html").read_text())
         more = self.lab(*self.RUN_G, *self.base(), "--seeds", "1..3")
         self.assertEqual(more.returncode, 0, more.stderr)
         self.assertEqual(len(self.rows()), 12)
@@ -113,13 +115,14 @@ class Lab(LabCase):
         for path in [*(self.dir / "lab/main").glob("ledger.sqlite*"),
                      self.dir / "lab/main/results.csv"]:
             path.unlink()
-        again = self.lab("resume")
+        again = self.lab("resume", *self.NO_PROFILE)
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(self.rows(), before)
 
     def test_verify_resume_of_every_cell(self):
         self.lock()
-        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "3,4")
+        command = ["run", "AA", *self.NO_PROFILE, *self.base(), "--verify-resume"]
+        done = self.lab(*command, "--seeds", "3,4")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual([row["resume_check"] for row in self.rows()], ["pass"] * 4)
         self.assertFalse(list((self.dir / "lab/main").glob("resume-check/*")))
@@ -128,12 +131,10 @@ class Lab(LabCase):
         wrapper.write_text('#!/bin/sh\ncase "$*" in *--resume*) set -- "$@" --lr-mult 0.5;; esac\n'
                            f'exec {common.BINARY} "$@"\n')
         wrapper.chmod(0o755)
-        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "1",
-                        "--lab-dir", "lab/other", "--program", wrapper)
+        done = self.lab(*command, "--seeds", "1", "--lab-dir", "lab/other", "--program", wrapper)
         self.assertEqual(done.returncode, 2)   # no target there
         self.lock("--lab-dir", "lab/other")
-        done = self.lab("run", "AA", *self.base(), "--verify-resume", "--seeds", "1",
-                        "--lab-dir", "lab/other", "--program", wrapper)
+        done = self.lab(*command, "--seeds", "1", "--lab-dir", "lab/other", "--program", wrapper)
         self.assertEqual(done.returncode, 1, done.stderr)
         for row in self.rows("lab/other"):
             self.assertEqual((row["status"], row["resume_check"]), ("resume_mismatch", "fail"))
@@ -176,8 +177,8 @@ class Lab(LabCase):
         wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
         env = dict(self.env, MISBEHAVE="G.baseline.s1=once-crash,G.fused-rmsnorm.s1=crash,"
                                        "G.chunked-ce.s1=once-hang,G.both.s1=once-oom")
-        done = self.lab("run", "G", *self.base(), "--program", wrapper, "--cell-timeout", "2",
-                        env=env)
+        done = self.lab("run", "G", *self.base(), *self.NO_PROFILE, "--program", wrapper,
+                        "--cell-timeout", "2", env=env)
         self.assertEqual(done.returncode, 1, done.stderr)
         rows = self.rows()
         of = lambda cell: [(r["status"], r["attempt"]) for r in rows if r["experiment_name"] == cell]
@@ -243,7 +244,8 @@ class Lab(LabCase):
             process.stderr.close()
             # Before its plan was on disk there is nothing to resume: the command is repeated.
             planned = (self.dir / "lab/main/experiments/G.json").exists()
-            process = self.start(*(["resume", "lab/main"] if planned else arguments))
+            process = self.start(*(["resume", "lab/main", *self.NO_PROFILE] if planned
+                                   else arguments))
         _, stderr = process.communicate(timeout=300)
         self.assertEqual(process.returncode, 0, stderr)
         self.assertEqual(expected, self.bits())

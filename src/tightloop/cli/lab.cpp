@@ -33,6 +33,7 @@ struct LabFlags {
   std::string program = "/proc/self/exe";
   std::string seeds = "1,2";
   double silence_s = 600.0;
+  int profile_rounds = 5;
   bool dry_run = false;
   bool verify_resume = false;
   bool require_verdict = false;
@@ -215,8 +216,6 @@ std::string final_table(const Experiment& experiment,
   return text;
 }
 
-constexpr int kProfileRounds = 5;
-
 struct ReportFlags : LabFlags {
   std::string experiment;
   std::string html;  // empty: report-<experiment>.html in the lab folder
@@ -228,7 +227,7 @@ struct ReportFlags : LabFlags {
 std::string write_report(const LabFolder& lab,
                          const Experiment& experiment,
                          const ReportFlags& flags) {
-  const ReportData data = report_data(lab, experiment, kProfileRounds, [] {
+  const ReportData data = report_data(lab, experiment, flags.profile_rounds, [] {
     if (g_stop.load()) fail(ErrorKind::interrupted, "interrupted while profiling");
   });
   const std::string path =
@@ -288,7 +287,9 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
       out(fmt::format("{}: {}. {}\n\n", v.arm, verdict_word(v), v.text));
     if (!note.empty()) out(note + "\n\n");
   }
-  const std::string report = write_report(lab, experiment, {});
+  ReportFlags report_flags;
+  report_flags.profile_rounds = flags.profile_rounds;
+  const std::string report = write_report(lab, experiment, report_flags);
   if (!flags.json) out(fmt::format("report: {}\n", report));
   return flags.require_verdict && undecided ? kJudgedFailed : kDone;
 }
@@ -733,6 +734,14 @@ void add_program_option(CLI::App& command, LabFlags& flags) {
       ->group("");
 }
 
+void add_profile_option(CLI::App& command, LabFlags& flags) {
+  command
+      .add_option("--profile-rounds", flags.profile_rounds,
+                  "the report times every op of every arm in so many steps; 0: no roofline [5]")
+      ->type_name("rounds")
+      ->check(CLI::Range(0, 1000));
+}
+
 void add_run_options(CLI::App& command, LabFlags& flags) {
   command.add_option("--lab-dir", flags.lab_dir, "lab folder [lab/<preset>, or lab/main]")
       ->type_name("DIR");
@@ -762,6 +771,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   run_flags->command = command_line;
   run->add_option("template", run_flags->template_name, "G or AA")->required();
   add_run_options(*run, *run_flags);
+  add_profile_option(*run, *run_flags);
   run->add_flag("--require-verdict", run_flags->require_verdict, "exit 1 when inconclusive");
   run->callback([train, run_flags, &runner] {
     runner = [train, run_flags] { return run_template(*train, *run_flags); };
@@ -784,6 +794,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   auto* resume = lab->add_subcommand("resume", "run what is not finished");
   auto resume_flags = std::make_shared<LabFlags>();
   add_reading_options(*resume, *resume_flags);
+  add_profile_option(*resume, *resume_flags);
   add_program_option(*resume, *resume_flags);
   resume->callback(
       [resume_flags, &runner] { runner = [resume_flags] { return resume_all(*resume_flags); }; });
@@ -806,6 +817,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   auto report_flags = std::make_shared<ReportFlags>();
   add_reading_options(*report, *report_flags);
   report->add_option("--experiment", report_flags->experiment, "only this one")->type_name("NAME");
+  add_profile_option(*report, *report_flags);
   report->add_option("--html", report_flags->html, "where to write it")->type_name("FILE");
   report->add_option("--svg", report_flags->svg_folder, "each panel as SVG into this folder")
       ->type_name("DIR");
