@@ -512,8 +512,25 @@ int bench_compare(const TrainConfig& config, const BenchFlags& flags) {
   return kDone;
 }
 
+/// Error{usage} when one of `wanted` is no op of the training step.
+void expect_ops(const TrainPrograms& programs, const std::vector<std::string>& wanted) {
+  std::vector<std::string> known;
+  for (const PlannedProgram* p : {&programs.first_micro_step, &programs.optimizer})
+    for (const Op& op : p->program.ops()) known.emplace_back(op.def->name);
+  std::sort(known.begin(), known.end());
+  known.erase(std::unique(known.begin(), known.end()), known.end());
+  for (const std::string& op : wanted) {
+    if (std::find(known.begin(), known.end(), op) != known.end()) continue;
+    const std::string near = nearest_name(op, known);
+    throw Error(ErrorKind::usage, fmt::format("no op '{}' in a training step", op))
+        .with_hint(near.empty() ? fmt::format("one of: {}", joined(known, ", "))
+                                : fmt::format("did you mean '{}'?", near));
+  }
+}
+
 int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
   Rig rig(config, flags);
+  expect_ops(rig.programs(), flags.ops);
   rig.allocate({});
   const Ceilings ceilings = measure_ceilings(0.5);
   Executable micro = rig.bind(rig.programs().first_micro_step);
@@ -525,15 +542,6 @@ int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
   profile("optimizer", optimizer, flags.steps, true, ceilings, rows);
   sort_rows(rows);
   if (!flags.ops.empty()) {
-    std::vector<std::string> known;
-    for (const OpRow& row : rows) known.push_back(row.op);
-    for (const std::string& op : flags.ops) {
-      if (std::find(known.begin(), known.end(), op) != known.end()) continue;
-      Error error(ErrorKind::usage, fmt::format("no op '{}' in these Programs", op));
-      const std::string near = nearest_name(op, known);
-      if (!near.empty()) error.with_hint(fmt::format("did you mean '{}'?", near));
-      throw error;
-    }
     std::erase_if(rows, [&](const OpRow& row) {
       return std::find(flags.ops.begin(), flags.ops.end(), row.op) == flags.ops.end();
     });

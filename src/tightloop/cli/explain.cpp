@@ -329,11 +329,13 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
   out(fmt::format("  {:<12} {:>12}\n", "all", human_bytes(static_cast<double>(plan.memory_bytes))));
   if (!p.program.ops().empty()) {
     const Op& peak = p.program.ops()[static_cast<size_t>(p.plan.peak_op)];
-    out(fmt::format("peak of this Program: {} live at op {}, {} in '{}'; arena {} ({:.1f}% over)\n",
-                    human_bytes(static_cast<double>(p.plan.peak_live_bytes())), p.plan.peak_op,
-                    peak.def->name, peak.scope,
-                    human_bytes(static_cast<double>(p.plan.arena_bytes)),
-                    change(p.plan.peak_live_bytes(), p.plan.arena_bytes + p.plan.scratch_bytes)));
+    out(fmt::format(
+        "peak of this Program: {} live at op {}, {} in '{}'; arena {} and scratch {} ({:.1f}% "
+        "over)\n",
+        human_bytes(static_cast<double>(p.plan.peak_live_bytes())), p.plan.peak_op, peak.def->name,
+        peak.scope, human_bytes(static_cast<double>(p.plan.arena_bytes)),
+        human_bytes(static_cast<double>(p.plan.scratch_bytes)),
+        change(p.plan.peak_live_bytes(), p.plan.arena_bytes + p.plan.scratch_bytes)));
   }
   return kDone;
 }

@@ -104,8 +104,9 @@ void add_generate(CLI::App& app, Runner& runner) {
   command->add_option("--seed", sampling.seed, "of the draws [0]");
   command->add_option("--dtype", flags->dtype, "storage of the weights: bf16 or f32 [bf16]");
   command->add_option("--threads", flags->threads, "CPU threads")->check(CLI::Range(1, 4096));
-  command->add_flag("--no-stop{false}", flags->options.stop_at_eos,
-                    "go on after the end of a document");
+  command->add_flag_callback(
+      "--no-stop", [flags] { flags->options.stop_at_eos = false; },
+      "go on after the end of a document");
   command->add_flag("--json", flags->json, "one JSON object on stdout");
   command->footer(
       "Example: tightloop generate runs/20260101-quick-abc123 --temperature 0.7 --seed 3");

@@ -251,7 +251,8 @@ void Options::set(std::string_view name, const std::string& value, const std::st
     }
     const std::string near = nearest_name(name, names);
     Error error(ErrorKind::usage, fmt::format("unknown option '{}' ({})", name, origin));
-    if (!near.empty()) error.with_hint(fmt::format("did you mean '{}'?", near));
+    error.with_hint(near.empty() ? std::string("`tightloop config show` lists every setting")
+                                 : fmt::format("did you mean '{}'?", near));
     throw error;
   }
   try {

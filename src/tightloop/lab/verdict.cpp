@@ -207,7 +207,11 @@ std::string headline(const std::vector<ArmVerdict>& verdicts, const std::string&
     if (e.pairs == 0) {
       c.what = "no pair of finished runs";
     } else if (v.evidence == Evidence::none) {
-      c.what = fmt::format("no difference shown, {}", count(e.pairs, "seed"));
+      // The number of seeds once, unless it is another.
+      const bool said = std::any_of(verdicts.begin(), verdicts.end(), [&e](const ArmVerdict& o) {
+        return o.evidence != Evidence::none && o.step_time.pairs == e.pairs;
+      });
+      c.what = "no difference shown" + (said ? "" : " (" + count(e.pairs, "seed") + ")");
     } else {
       c.shown = true;
       c.arms += fmt::format(" {:.1f} %", std::abs(percent(e.mean)));

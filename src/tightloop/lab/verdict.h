@@ -84,7 +84,7 @@ OrderedJson to_json(const ArmVerdict& verdict);
 /// "INCONCLUSIVE (suggestive)"
 std::string verdict_word(const ArmVerdict& verdict);
 /// All verdicts in one short sentence: "chunked-ce 1.9 % less time per step (suggestive, 2 seeds);
-/// the others: no difference shown, 2 seeds".
+/// the others: no difference shown".
 std::string headline(const std::vector<ArmVerdict>& verdicts, const std::string& experiment);
 
 /// "baseline" is called the unfused reference in words.

@@ -164,18 +164,16 @@ TEST(Verdict, TheHeadlineIsOneShortSentence) {
                    f = verdict("f", -0.1, Answer::faster, Evidence::strong),
                    s = verdict("s", 0.1, Answer::slower, Evidence::harmful);
   EXPECT_EQ(headline({a, b, c}, "G"),
-            "b 2.0 % less time per step (suggestive, 2 seeds); the others: no difference shown, "
-            "2 seeds");
+            "b 2.0 % less time per step (suggestive, 2 seeds); the others: no difference shown");
   EXPECT_EQ(headline({a, b, d}, "G"),
-            "b 2.0 %, d 4.9 % less time per step (suggestive, 2 seeds); a: no difference shown, "
-            "2 seeds");
+            "b 2.0 %, d 4.9 % less time per step (suggestive, 2 seeds); a: no difference shown");
   EXPECT_EQ(headline({f, s}, "G"),
             "f 9.5 % less time per step (FASTER, 2 seeds); s 10.5 % more time per step (SLOWER, "
             "2 seeds)");
-  EXPECT_EQ(headline({a, c}, "G"), "a, c: no difference shown, 2 seeds");
+  EXPECT_EQ(headline({a, c}, "G"), "a, c: no difference shown (2 seeds)");
   EXPECT_EQ(headline({ArmVerdict{.arm = "a"}}, "G"), "a: no pair of finished runs");
   EXPECT_EQ(headline({a}, "AA"),
-            "a: no difference shown, 2 seeds; both arms are the same, so a difference is noise");
+            "a: no difference shown (2 seeds); both arms are the same, so a difference is noise");
   ArmVerdict loss = b;
   loss.evidence = Evidence::strong;
   loss.loss.result = LossCheck::Result::differs;

@@ -190,7 +190,8 @@ std::vector<std::pair<std::string, std::string>> train_preset(std::string_view n
             {"run", "quick-lab"}};
   Error error(ErrorKind::usage, fmt::format("unknown preset '{}'", name));
   const std::string near = nearest_name(name, train_preset_names());
-  if (!near.empty()) error.with_hint(fmt::format("did you mean '--preset {}'?", near));
+  error.with_hint(near.empty() ? std::string("the presets are quick and quick-lab")
+                               : fmt::format("did you mean '--preset {}'?", near));
   throw error;
 }
 
