@@ -1,7 +1,6 @@
 """A lab on a full disk and under a clock that runs backwards: a clear error, nothing lost, and
 `lab resume` completes it with the same bits."""
 import csv
-import os
 import resource
 import shutil
 import subprocess

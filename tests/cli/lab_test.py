@@ -3,7 +3,6 @@
 With --kills N only the kill test runs, with N random SIGKILLs of a lab run.
 """
 import json
-import os
 import random
 import shutil
 import signal
