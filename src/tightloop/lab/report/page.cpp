@@ -32,7 +32,7 @@ white-space:nowrap;vertical-align:top}
 th{font-weight:600;color:var(--soft);vertical-align:bottom;white-space:normal}
 th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal;
 overflow-wrap:anywhere;min-width:6.6rem}
-th.left,td.left{text-align:left}
+th.left,td.left{text-align:left;white-space:normal}
 tbody tr:last-child td{border-bottom:0}
 .verdict{margin:.5rem 0;padding:.1rem 0 .1rem .8rem;border-left:3px solid currentColor}
 .verdict p{color:var(--ink);margin:0}
