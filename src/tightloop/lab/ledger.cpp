@@ -1,8 +1,10 @@
 #include "tightloop/lab/ledger.h"
 
+#include <chrono>
 #include <filesystem>
 #include <map>
 #include <set>
+#include <thread>
 
 #include <sqlite3.h>
 
@@ -15,6 +17,8 @@ namespace tightloop {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int kBusyMilliseconds = 60'000;
 
 const std::vector<std::string> kExtensions{
     // identity
@@ -184,6 +188,18 @@ class Transaction {
   std::string path_;
 };
 
+/// SQLite answers SQLITE_BUSY at once, without its busy handler, to a process that switches a new
+/// database while another does: here it waits as every other statement does.
+void switch_to_wal(sqlite3* database, const std::string& path) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point give_up = Clock::now() + std::chrono::milliseconds(kBusyMilliseconds);
+  const char* const sql = "PRAGMA journal_mode = WAL";
+  while (sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_BUSY &&
+         Clock::now() < give_up)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  Statement(database, path, sql).step();  // throws what else is wrong
+}
+
 std::string column_list() {
   std::string text;
   for (const std::string& name : ledger_columns())
@@ -239,11 +255,11 @@ Ledger::Ledger(const std::string& folder)
     fail(ErrorKind::io, "cannot open {}: {}", database_path_, why);
   }
   try {
-    sqlite3_busy_timeout(database_, 60'000);
-    for (const std::string& sql :
-         {std::string("PRAGMA journal_mode = WAL"), std::string("PRAGMA synchronous = FULL"),
-          "CREATE TABLE IF NOT EXISTS results (row INTEGER PRIMARY KEY, " + column_list() +
-              ", UNIQUE (run_id))"})
+    sqlite3_busy_timeout(database_, kBusyMilliseconds);
+    switch_to_wal(database_, database_path_);
+    for (const std::string& sql : {std::string("PRAGMA synchronous = FULL"),
+                                   "CREATE TABLE IF NOT EXISTS results (row INTEGER PRIMARY KEY, " +
+                                       column_list() + ", UNIQUE (run_id))"})
       Statement(database_, database_path_, sql).step();
     reconcile();
   } catch (...) {

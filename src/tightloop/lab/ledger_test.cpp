@@ -40,6 +40,31 @@ class LedgerTest : public ::testing::Test {
     return r;
   }
 
+  /// `writers` processes that each open the ledger and add `each` rows.
+  void write_side_by_side(int writers, int each) const {
+    std::vector<pid_t> children;
+    for (int w = 0; w < writers; ++w) {
+      const pid_t pid = ::fork();
+      ASSERT_GE(pid, 0);
+      if (pid == 0) {
+        try {
+          Ledger ledger(folder_.string());
+          for (int i = 0; i < each; ++i) ledger.add(row(fmt::format("new{}.{}", w, i)));
+          ::_exit(0);
+        } catch (const Error& error) {
+          std::fprintf(stderr, "writer %d: %s\n", w, error.what());
+          ::_exit(1);
+        }
+      }
+      children.push_back(pid);
+    }
+    for (const pid_t pid : children) {
+      int status = 0;
+      ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+      EXPECT_EQ(status, 0);
+    }
+  }
+
   std::string file(const char* name) const { return (folder_ / name).string(); }
   fs::path folder_;
 };
@@ -151,6 +176,16 @@ TEST_F(LedgerTest, NoWriteThatFailsLosesARow) {
   EXPECT_GT(finished, 0);
 }
 
+TEST_F(LedgerTest, WritersThatMakeItAtTheSameMoment) {
+  constexpr int kRounds = 30, kWriters = 12;
+  for (int round = 0; round < kRounds; ++round) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    write_side_by_side(kWriters, 1);
+    EXPECT_EQ(Ledger(folder_.string()).rows().size(), static_cast<size_t>(kWriters)) << round;
+  }
+}
+
 TEST_F(LedgerTest, WritersSideBySideOnAHundredThousandRows) {
   constexpr int kRows = 100'000, kWriters = 4, kEach = 25;
   {
@@ -168,26 +203,7 @@ TEST_F(LedgerTest, WritersSideBySideOnAHundredThousandRows) {
       csv << "\n";
     }
   }
-  std::vector<pid_t> writers;
-  for (int w = 0; w < kWriters; ++w) {
-    const pid_t pid = ::fork();
-    ASSERT_GE(pid, 0);
-    if (pid == 0) {
-      try {
-        Ledger ledger(folder_.string());
-        for (int i = 0; i < kEach; ++i) ledger.add(row(fmt::format("new{}.{}", w, i)));
-        ::_exit(0);
-      } catch (const Error&) {
-        ::_exit(1);
-      }
-    }
-    writers.push_back(pid);
-  }
-  for (const pid_t pid : writers) {
-    int status = 0;
-    ASSERT_EQ(::waitpid(pid, &status, 0), pid);
-    EXPECT_EQ(status, 0);
-  }
+  write_side_by_side(kWriters, kEach);
   const CsvTable csv = read_csv(file("results.csv"));
   EXPECT_TRUE(csv.damaged_lines.empty());
   ASSERT_EQ(csv.rows.size(), static_cast<size_t>(kRows + kWriters * kEach));
