@@ -1,0 +1,114 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "tightloop/core/json.h"
+#include "tightloop/io/host_info.h"
+#include "tightloop/train/data/loader.h"
+#include "tightloop/train/trainer.h"
+
+/// The inside of a Trainer, for its own files: trainer.cpp (the loop), trainer_plan.cpp (what the
+/// run will be), trainer_step.cpp, trainer_state.cpp (checkpoints), trainer_record.cpp (what is
+/// written about it).
+namespace tightloop {
+
+inline const std::chrono::steady_clock::time_point kProcessStart = std::chrono::steady_clock::now();
+inline constexpr double kLossDecay = 0.9;
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// 0 for none.
+double median(std::vector<double> values);
+
+struct Trainer::Impl {
+  TrainConfig config;
+  OrderedJson resolved_options;
+  TrainPlan plan;
+  std::optional<Tokenizer> tokenizer;
+  DocumentOptions train_documents, val_documents;
+  std::unique_ptr<Schedule> schedule;
+  std::unique_ptr<TrainPrograms> programs;
+  std::vector<int32_t> byte_lengths;
+  std::string resume_checkpoint;  // empty: a new run
+  std::string started = utc_timestamp();
+
+  // Memory and what is bound to it: made in run().
+  std::unique_ptr<SlotStore> slots;
+  std::unique_ptr<Workspace> workspace;
+  std::unique_ptr<Executable> first, next, evaluation, optimizer;
+  std::unique_ptr<RunFolder> folder;
+
+  // Loop state.
+  int64_t first_step = 0;
+  int64_t process_steps = 0;
+  double earlier_processes_s = 0.0;         // host time of the processes that this one continues
+  double startup_s = 0.0;                   // process start to the first step
+  int64_t step_plans = 0, step_blocks = 0;  // made inside counted steps: both must stay 0
+  double loss_ema = 0.0;
+  std::optional<double> min_val_bpb;
+  std::vector<StepRecord> history;
+  std::optional<double> time_to_target;
+  DataCursor cursor;
+  TrainResult result;
+  Batch val_batch;
+
+  // trainer_plan.cpp
+  Impl(const TrainConfig& c, const Options& options);
+  void open_data();
+  /// Everything that follows from --depth and the flags.
+  void resolve();
+  void build();
+  void check_memory() const;
+  /// The plan by purpose, and the flag that helps most.
+  [[noreturn]] void fail_memory(const std::string& limit) const;
+  void allocate();
+  ValidationData validation() const;
+
+  // trainer_state.cpp
+  OrderedJson state_json(int64_t step) const;
+  /// What bits depend on besides the flags.
+  std::string kernels() const;
+  void restore();
+  void initialise();
+  /// A checkpoint that cannot be trained from must not look like the last good one.
+  void expect_finite_state(int64_t step) const;
+  std::string recovery_hint() const;
+  std::string save(int64_t step, TrainObserver& observer);
+  void copy_checkpoint(const std::string& to);
+
+  // trainer_step.cpp
+  /// Counted steps' time, and for each uncounted one the median of the first 50 counted.
+  double train_clock() const;
+  [[noreturn]] void fail_non_finite(int64_t step, Executable& micro, double loss);
+  StepRecord train_step(int64_t step, BatchLoader& loader);
+  EvalReport evaluate_now(int64_t step);
+  /// Text from the present weights. Prompt: the beginning of a document.
+  std::string sample_text();
+
+  // trainer_record.cpp
+  OrderedJson run_json() const;
+  double process_seconds() const;
+  void fill_result();
+  double smoothed(int64_t steps) const;
+  OrderedJson summary_json() const;
+  void append_result_row() const;
+  void close(std::string status);
+
+  // trainer.cpp
+  TrainResult run(TrainObserver& observer, const std::atomic<bool>& stop);
+  bool evaluation_due(int64_t step) const;
+  bool due(int64_t every, int64_t step) const;
+  void loop(TrainObserver& observer, const std::atomic<bool>& stop);
+};
+
+}  // namespace tightloop

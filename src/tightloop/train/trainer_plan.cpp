@@ -1,0 +1,223 @@
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+
+#include "tightloop/core/file.h"
+#include "tightloop/core/sha256.h"
+#include "tightloop/core/threads.h"
+#include "tightloop/io/host_info.h"
+#include "tightloop/io/token_shard.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/train/checkpoint.h"
+#include "tightloop/train/data/synth.h"
+#include "tightloop/train/derive.h"
+#include "tightloop/train/trainer_impl.h"
+
+namespace tightloop {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+/// Where downloaded and generated data live: $TL_HOME, else ~/.cache/tightloop.
+std::string home_folder() {
+  if (const char* home = std::getenv("TL_HOME")) return home;
+  if (const char* home = std::getenv("HOME")) return (fs::path(home) / ".cache/tightloop").string();
+  return ".cache/tightloop";
+}
+
+}  // namespace
+
+Trainer::Impl::Impl(const TrainConfig& c, const Options& options) : config(c) {
+  if (config.threads) set_thread_count(static_cast<int>(*config.threads));
+  for (const OptionSpec& spec : options.all())
+    resolved_options[spec.key] = {{"value", spec.get()}, {"origin", spec.origin}};
+  if (config.resume) resume_checkpoint = find_checkpoint(*config.resume);
+  open_data();
+  resolve();
+  build();
+}
+
+void Trainer::Impl::open_data() {
+  std::string folder_path = config.data;
+  if (folder_path.empty()) {
+    folder_path = (fs::path(home_folder()) / "corpus-small").string();
+    make_corpus({.folder = folder_path});
+  }
+  plan.data = folder_path;
+  const DatasetShards shards = find_shards(folder_path);
+  if (shards.train.empty() || shards.val.empty())
+    throw Error(ErrorKind::data,
+                fmt::format("'{}' has {} training and {} validation shards; both are needed",
+                            folder_path, shards.train.size(), shards.val.size()))
+        .with_hint(
+            "name the shards train_*.bin and val_*.bin, or make them with "
+            "`tightloop data tokenize`");
+  std::string tokenizer_path = folder_path;
+  if (config.tokenizer) {
+    tokenizer_path = *config.tokenizer;
+  } else if (!fs::is_directory(folder_path)) {
+    tokenizer_path = fs::path(shards.train[0]).parent_path().string();
+  }
+  try {
+    tokenizer.emplace(Tokenizer::load(tokenizer_path));
+  } catch (Error& e) {
+    e.with_context("cannot read the tokenizer of the data");
+    e.with_hint("say where it is with --tokenizer FILE");
+    throw;
+  }
+  const std::optional<int32_t> bos = tokenizer->bos_id();
+  if (!bos)
+    fail(ErrorKind::data,
+         "the tokenizer in '{}' has neither <|bos|> nor <|endoftext|>: documents "
+         "have no beginning",
+         tokenizer_path);
+  byte_lengths = tokenizer->byte_lengths();
+  train_documents = {
+      .shards = shards.train,
+      .bos = *bos,
+      .vocab_size = tokenizer->vocab_size(),
+      .data_seed = config.data_seed ? std::optional<uint64_t>(*config.data_seed) : std::nullopt};
+  val_documents = {.shards = shards.val, .bos = *bos, .vocab_size = tokenizer->vocab_size()};
+  for (const std::string& path : shards.train) {
+    const TokenShard shard(path);
+    shard.check_vocab(tokenizer->vocab_size());
+    plan.train_tokens += shard.count();
+  }
+  DocumentStream stream(train_documents);
+  plan.packing = default_packing(stream, config.max_seq_len);
+}
+
+void Trainer::Impl::resolve() {
+  Derived d = derive(config, tokenizer->vocab_size());
+  plan.model = d.model;
+  if (!resume_checkpoint.empty()) {
+    const NanochatConfig saved = load_checkpoint_config(resume_checkpoint);
+    if (!(saved == plan.model))
+      throw Error(ErrorKind::usage,
+                  fmt::format("the checkpoint holds another model than the flags ask for: {} "
+                              "against {}",
+                              nanochat_config_json(saved), nanochat_config_json(plan.model)))
+          .with_hint("leave out the model flags: --resume takes them from the run");
+  }
+  plan.sizes = d.sizes;
+  plan.transfer = d.transfer;
+  plan.rows_per_step = d.rows_per_step;
+  plan.micro_steps = d.micro_steps;
+  plan.groups = std::move(d.groups);
+  plan.param_data_ratio = static_cast<double>(d.transfer.batch) *
+                          static_cast<double>(d.transfer.steps) /
+                          static_cast<double>(d.sizes.scaling);
+  if (d.device_batch_size != config.device_batch_size) {
+    plan.notes.push_back(fmt::format("a step has {} sequences, so the micro-batch has too (not {})",
+                                     d.rows_per_step, config.device_batch_size));
+    config.device_batch_size = d.device_batch_size;
+  }
+  schedule = std::make_unique<Schedule>(config.recipe, d.transfer.steps, d.schedule);
+  plan.schedule = d.schedule;
+  plan.target_ratio = d.param_data_ratio;
+  if (config.target_metric != "val_bpb" && config.target_metric != "val_loss")
+    fail(ErrorKind::usage, "--target-metric '{}' must be val_bpb or val_loss",
+         config.target_metric);
+
+  // Validation: whole micro-batches, at most once over the validation tokens.
+  const int64_t micro_tokens = config.device_batch_size * config.max_seq_len;
+  int64_t available = 0;
+  for (const std::string& path : val_documents.shards) available += TokenShard(path).count();
+  if (available <= config.max_seq_len)
+    throw Error(
+        ErrorKind::data,
+        fmt::format("the validation data has {} tokens; one row of sequence length {} needs {}",
+                    available, config.max_seq_len, config.max_seq_len + 1))
+        .with_hint("use more validation text, or a shorter --max-seq-len");
+  plan.eval_batches = std::max<int64_t>(1, d.eval_tokens / micro_tokens);
+  const int64_t most = std::max<int64_t>(1, available / micro_tokens);
+  if (plan.eval_batches > most) {
+    plan.notes.push_back(
+        fmt::format("--eval-tokens {} is more than the {} validation tokens: evaluating on {}",
+                    d.eval_tokens, available, most * micro_tokens));
+    plan.eval_batches = most;
+  }
+  plan.eval_tokens = static_cast<double>(plan.eval_batches * micro_tokens);
+}
+
+void Trainer::Impl::build() {
+  const Clock::time_point start = Clock::now();
+  programs = std::make_unique<TrainPrograms>(
+      build_train_programs({.model = plan.model,
+                            .batch = config.device_batch_size,
+                            .rewrites = config.enabled_rewrites(),
+                            .rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes},
+                            .device = config.device},
+                           plan.groups));
+  plan.startup_ms = 1e3 * seconds_since(start);
+  plan.memory = memory_table(*programs->slots, config.device, programs->plans());
+  for (const MemoryLine& line : plan.memory) plan.memory_bytes += line.bytes;
+}
+
+void Trainer::Impl::check_memory() const {
+  const int64_t available = memory_available_bytes();
+  if (plan.memory_bytes > available)
+    fail_memory(fmt::format("{:.2f} GiB are free", static_cast<double>(available) / 0x1p30));
+}
+
+void Trainer::Impl::fail_memory(const std::string& limit) const {
+  std::vector<MemoryLine> lines = plan.memory;
+  std::sort(lines.begin(), lines.end(),
+            [](const MemoryLine& a, const MemoryLine& b) { return a.bytes > b.bytes; });
+  std::string table;
+  for (const MemoryLine& line : lines)
+    table += fmt::format("{}{} {:.2f}", table.empty() ? "" : ", ", line.purpose,
+                         static_cast<double>(line.bytes) / 0x1p30);
+  Error error(ErrorKind::oom,
+              fmt::format("the plan needs {:.2f} GiB, {}; by purpose (GiB): {}",
+                          static_cast<double>(plan.memory_bytes) / 0x1p30, limit, table));
+  if (lines[0].purpose == "activations" && config.device_batch_size > 1)
+    error.with_hint(fmt::format("use a smaller micro-batch: `--device-batch-size {}`",
+                                config.device_batch_size / 2));
+  else
+    error.with_hint(
+        fmt::format("use a smaller model: `--depth {}`", std::max<int64_t>(1, config.depth / 2)));
+  throw error.with_context("cannot start training");
+}
+
+void Trainer::Impl::allocate() {
+  try {
+    slots = std::make_unique<SlotStore>(programs->slots, config.device);
+    workspace = std::make_unique<Workspace>(programs->plans());
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::oom) throw;
+    fail_memory(fmt::format("but the system refuses: {}", e.message()));
+  }
+  const auto bind = [&](const PlannedProgram& p) {
+    return std::make_unique<Executable>(p.program, p.plan, *slots, *workspace);
+  };
+  first = bind(programs->first_micro_step);
+  next = bind(programs->next_micro_step);
+  evaluation = bind(programs->evaluation);
+  optimizer = bind(programs->optimizer);
+  init_rope_table(plan.model, slots->view("rope_table"));
+}
+
+ValidationData Trainer::Impl::validation() const {
+  ValidationData data{.tokenizer_sha256 = tokenizer->content_hash(),
+                      .tokens = static_cast<int64_t>(plan.eval_tokens)};
+  Sha256 hash;
+  for (const std::string& path : val_documents.shards) {
+    const MappedFile file(path);
+    hash.update(file.data(), static_cast<size_t>(file.size()));
+  }
+  data.data_sha256 = hash.finish_hex();
+  RowPacker packer(val_documents, config.max_seq_len);
+  if (!packer.has_floor()) return data;
+  Batch batch;
+  double nats = 0.0;
+  for (int64_t i = 0; i < plan.eval_batches; ++i) {
+    fill_batch(packer, config.device_batch_size, batch);
+    for (const float x : batch.floor) nats += x;
+  }
+  data.floor = nats / plan.eval_tokens;
+  return data;
+}
+
+}  // namespace tightloop

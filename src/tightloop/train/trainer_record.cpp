@@ -1,0 +1,175 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "tightloop/core/build_info.h"
+#include "tightloop/core/threads.h"
+#include "tightloop/io/csv.h"
+#include "tightloop/io/host_info.h"
+#include "tightloop/model/nanochat_init.h"
+#include "tightloop/ops/common/gemm.h"
+#include "tightloop/train/trainer_impl.h"
+
+namespace tightloop {
+namespace {
+
+namespace fs = std::filesystem;
+
+double mib(int64_t bytes) {
+  return static_cast<double>(bytes) / 0x1p20;
+}
+
+}  // namespace
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0.0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2 == 1) return *middle;
+  return 0.5 * (*middle + *std::max_element(values.begin(), middle));
+}
+
+OrderedJson Trainer::Impl::run_json() const {
+  const BuildInfo& build = build_info();
+  const HostInfo host = host_info();
+  OrderedJson json;
+  json["format"] = 1;
+  json["started"] = started;
+  json["command"] = "train";
+  json["options"] = resolved_options;
+  json["build"] = {
+      {"version", build.version},   {"commit", build.commit}, {"diff_sha256", build.diff_sha256},
+      {"compiler", build.compiler}, {"flags", build.flags},   {"preset", build.preset}};
+  json["host"] = {{"name", host.hostname},     {"os", host.os},
+                  {"kernel", host.kernel},     {"cpu", host.cpu_model},
+                  {"cpus", host.logical_cpus}, {"memory_bytes", host.memory_total_bytes}};
+  for (const char* name : {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}) {
+    if (const char* value = std::getenv(name)) json["host"][name] = value;
+  }
+  json["device"] = name_of(config.device);
+  json["threads"] = thread_count();
+  json["gemm"] = gemm_kernel_name();
+  json["seed"] = config.seed;
+  if (config.data_seed) json["data_seed"] = *config.data_seed;
+  json["data"] = {{"path", plan.data},
+                  {"train_tokens", plan.train_tokens},
+                  {"packing", name_of(plan.packing)},
+                  {"tokenizer_sha256", tokenizer->content_hash()},
+                  {"vocab_size", tokenizer->vocab_size()}};
+  json["model"] = OrderedJson::parse(nanochat_config_json(plan.model));
+  json["parameters"] = plan.sizes.parameters;
+  json["scaling_parameters"] = plan.sizes.scaling;
+  json["flops_per_token"] = plan.sizes.flops_per_token;
+  json["steps"] = plan.transfer.steps;
+  json["total_batch_size"] = plan.transfer.batch;
+  json["target_param_data_ratio"] = plan.target_ratio;
+  json["warmup_steps"] = plan.schedule.warmup_steps;
+  json["warmdown_ratio"] = plan.schedule.warmdown_ratio;
+  json["warmdown_shape"] = name_of(plan.schedule.warmdown_shape);
+  json["final_lr_frac"] = plan.schedule.final_lr_frac;
+  json["weight_decay"] = plan.transfer.weight_decay;
+  json["lr_factor"] = plan.transfer.lr_factor;
+  OrderedJson memory;
+  for (const MemoryLine& line : plan.memory) memory[line.purpose] = line.bytes;
+  json["memory_plan_bytes"] = memory;
+  return json;
+}
+
+double Trainer::Impl::process_seconds() const {
+  return earlier_processes_s + seconds_since(kProcessStart);
+}
+
+void Trainer::Impl::fill_result() {
+  std::vector<double> dts;
+  result.counted_seconds = 0.0;
+  for (const StepRecord& r : history) {
+    if (!r.counted()) continue;
+    dts.push_back(static_cast<double>(r.dt_ns) * 1e-9);
+    result.counted_seconds += dts.back();
+  }
+  if (dts.empty()) {
+    for (const StepRecord& r : history) dts.push_back(static_cast<double>(r.dt_ns) * 1e-9);
+  }
+  const double dt = median(dts);
+  result.dt_median_ms = 1e3 * dt;
+  result.tokens_per_second = dt > 0 ? static_cast<double>(plan.transfer.batch) / dt : 0.0;
+  result.train_seconds = train_clock();
+  result.final_train_loss = smoothed(static_cast<int64_t>(history.size()));
+  result.min_val_bpb = min_val_bpb;
+  result.planned_bytes = plan.memory_bytes;
+  result.peak_bytes = peak_memory_block_bytes();
+  result.peak_resident_bytes = peak_resident_bytes();
+  result.time_to_target_s = time_to_target;
+  result.run_folder = folder->path();
+}
+
+double Trainer::Impl::smoothed(int64_t steps) const {
+  return steps == 0 ? 0.0 : loss_ema / (1.0 - std::pow(kLossDecay, static_cast<double>(steps)));
+}
+
+OrderedJson Trainer::Impl::summary_json() const {
+  OrderedJson json;
+  json["format"] = 1;
+  json["status"] = result.status;
+  json["finished"] = utc_timestamp();
+  json["steps"] = result.steps_done;
+  json["final_train_loss"] = result.final_train_loss;
+  if (result.last_eval) {
+    const EvalRecord& r = result.last_eval->record;
+    json["val_loss"] = r.val_loss;
+    json["val_bpb"] = r.val_bpb;
+    if (r.floor) {
+      json["floor"] = *r.floor;
+      json["excess"] = r.val_loss - *r.floor;
+    }
+  }
+  if (result.min_val_bpb) json["min_val_bpb"] = *result.min_val_bpb;
+  json["train_clock_sec"] = result.train_seconds;
+  json["counted_sec"] = result.counted_seconds;
+  json["tok_per_sec_median"] = result.tokens_per_second;
+  json["dt_median_ms"] = result.dt_median_ms;
+  json["process_sec"] = process_seconds();
+  json["startup_sec"] = startup_s;
+  if (!history.empty()) json["first_step_ms"] = 1e-6 * static_cast<double>(history[0].dt_ns);
+  json["plans_made_in_steps"] = step_plans;
+  json["blocks_made_in_steps"] = step_blocks;
+  json["planned_bytes"] = result.planned_bytes;
+  json["peak_bytes"] = result.peak_bytes;
+  json["peak_resident_bytes"] = result.peak_resident_bytes;
+  if (result.time_to_target_s) json["time_to_target_sec"] = *result.time_to_target_s;
+  if (!result.last_checkpoint.empty())
+    json["last_checkpoint"] = fs::path(result.last_checkpoint).filename().string();
+  return json;
+}
+
+void Trainer::Impl::append_result_row() const {
+  CsvRow row;
+  row.add(std::string_view(started)).add(std::string_view(build_info().commit));
+  row.add(std::string_view(config.run)).add(config.seed).add(config.depth);
+  row.add(config.max_seq_len).add(config.device_batch_size).add(plan.transfer.batch);
+  row.add(config.target_param_data_ratio.value_or(default_param_data_ratio(config.recipe)));
+  row.add(schedule->options().warmdown_ratio);
+  row.add(name_of(schedule->options().warmdown_shape));
+  if (config.target_threshold)
+    row.add(std::string_view(config.target_metric)).add(*config.target_threshold);
+  else
+    row.add_missing().add_missing();
+  row.add(result.time_to_target_s).add_missing().add("none");
+  row.add(result.tokens_per_second).add(result.dt_median_ms).add(result.counted_seconds);
+  row.add(result.final_train_loss).add(result.min_val_bpb).add(mib(result.peak_bytes));
+  row.add(std::string_view(result.status));
+  append_csv_row((fs::path(folder->path()).parent_path() / "results.csv").string(),
+                 result_columns(), row);
+}
+
+void Trainer::Impl::close(std::string status) {
+  result.status = std::move(status);
+  fill_result();
+  folder->finish(summary_json());
+  append_result_row();
+}
+
+}  // namespace tightloop

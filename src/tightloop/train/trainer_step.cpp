@@ -1,0 +1,130 @@
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "tightloop/decode/decoder.h"
+#include "tightloop/optim/optimizer.h"
+#include "tightloop/train/trainer_impl.h"
+
+namespace tightloop {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kUncountedSteps =
+    11;  // at the start of each process, as nanochat leaves them out
+
+}  // namespace
+
+double Trainer::Impl::train_clock() const {
+  double counted = 0.0;
+  int64_t uncounted = 0;
+  std::vector<double> early;
+  for (const StepRecord& r : history) {
+    const double dt = static_cast<double>(r.dt_ns) * 1e-9;
+    if (!r.counted()) {
+      ++uncounted;
+      continue;
+    }
+    counted += dt;
+    if (early.size() < 50) early.push_back(dt);
+  }
+  if (early.empty()) {
+    for (const StepRecord& r : history) counted += static_cast<double>(r.dt_ns) * 1e-9;
+    return counted;
+  }
+  return counted + static_cast<double>(uncounted) * median(early);
+}
+
+void Trainer::Impl::fail_non_finite(int64_t step, Executable& micro, double loss) {
+  const std::optional<NonFinite> found = micro.run_checked();
+  throw Error(ErrorKind::numeric,
+              fmt::format("the loss became {} at step {}; first non-finite value: {}", loss, step,
+                          found ? found->what : "not found again when the step was repeated"))
+      .with_hint(recovery_hint());
+}
+
+StepRecord Trainer::Impl::train_step(int64_t step, BatchLoader& loader) {
+  const Clock::time_point start = Clock::now();
+  const int64_t plans = plans_made(), blocks = memory_blocks_made();
+  const Batch& batch = loader.next();
+  const int64_t B = config.device_batch_size, T = config.max_seq_len;
+  const TensorView tokens = slots->view(kTokensSlot), targets = slots->view(kTargetsSlot);
+  const TensorView loss_slot = slots->view(kLossSlot);
+  set_element(slots->view(kLossScaleSlot), 0, 1.0 / static_cast<double>(plan.transfer.batch));
+  for (int64_t m = 0; m < plan.micro_steps; ++m) {
+    const int64_t rows = std::min(B, plan.rows_per_step - m * B);
+    const int32_t* from_tokens = batch.tokens.data() + m * B * T;
+    const int32_t* from_targets = batch.targets.data() + m * B * T;
+    std::copy(from_tokens, from_tokens + rows * T, tokens.as<int32_t>());
+    std::copy(from_targets, from_targets + rows * T, targets.as<int32_t>());
+    // A partial last micro-batch is a full one whose surplus targets are ignored.
+    std::fill(tokens.as<int32_t>() + rows * T, tokens.as<int32_t>() + B * T, 0);
+    std::fill(targets.as<int32_t>() + rows * T, targets.as<int32_t>() + B * T, -1);
+    Executable& micro = m == 0 ? *first : *next;
+    micro.run();
+    const double so_far = get_element(loss_slot, 0);
+    if (!std::isfinite(so_far)) fail_non_finite(step, micro, so_far);
+  }
+  write_hypers(plan.groups, *schedule, step,
+               [&](std::string_view name, std::span<const double> values) {
+                 const TensorView slot = slots->view(name);
+                 for (size_t i = 0; i < values.size(); ++i)
+                   set_element(slot, static_cast<int64_t>(i), values[i]);
+               });
+  optimizer->run();
+  cursor = batch.cursor;
+
+  StepRecord record;
+  record.step = step;
+  record.tokens = (step + 1) * plan.transfer.batch;
+  record.loss = get_element(loss_slot, 0);
+  record.lr_multiplier = static_cast<float>(schedule->lr_multiplier(step));
+  record.weight_decay =
+      static_cast<float>(plan.transfer.weight_decay * schedule->weight_decay_multiplier(step));
+  record.momentum = static_cast<float>(schedule->muon_momentum(step));
+  record.grad_norm = static_cast<float>(std::sqrt(get_element(slots->view(kGradSumSquares), 0)));
+  record.flags = process_steps < kUncountedSteps ? 1 : 0;
+  ++process_steps;
+  if (record.counted()) {
+    step_plans += plans_made() - plans;
+    step_blocks += memory_blocks_made() - blocks;
+  }
+  record.dt_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+  return record;
+}
+
+EvalReport Trainer::Impl::evaluate_now(int64_t step) {
+  EvalReport report;
+  report.evaluation =
+      evaluate(*evaluation, *slots, val_documents, plan.eval_batches, byte_lengths, val_batch);
+  report.steps = plan.transfer.steps;
+  report.record = {.step = step,
+                   .tokens = step * plan.transfer.batch,
+                   .clock_sec = train_clock(),
+                   .val_bpb = report.evaluation.bits_per_byte(),
+                   .val_loss = report.evaluation.loss(),
+                   .floor = report.evaluation.has_floor
+                                ? std::optional<double>(report.evaluation.floor())
+                                : std::nullopt,
+                   .process_sec = process_seconds()};
+  return report;
+}
+
+std::string Trainer::Impl::sample_text() {
+  const int64_t positions = std::max<int64_t>(2, std::min<int64_t>(config.max_seq_len, 192));
+  Decoder decoder(plan.model, DType::f32, positions, slots.get());
+  const std::vector<int32_t> prompt{train_documents.bos};
+  std::string text;
+  std::optional<int32_t> previous;
+  generate(decoder, prompt,
+           {.max_tokens = positions - 1, .sampling = {.temperature = 0.7, .seed = 1}},
+           train_documents.bos, [&](int32_t token) {
+             tokenizer->decode_next(previous, token, text);
+             previous = token;
+             return true;
+           });
+  return text;
+}
+
+}  // namespace tightloop
