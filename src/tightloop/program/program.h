@@ -71,7 +71,7 @@ struct Op {
   std::vector<Value> outputs;  // temporaries
   std::vector<Value> updates;  // slot values, read and written; optional ones may be empty
   Attrs attrs;
-  std::string scope;  // where in the model: "layer 3/attn"; backward operations end in "'"
+  std::string scope;  // where in the model: "layer 3/attn"; ends in "'" for backward work
 };
 
 /// A flat, typed list of operations with static shapes and no control flow.

@@ -77,6 +77,9 @@ bool Editor::replace(std::vector<int> old,
   }
   site.what += " -> " + std::string(name);
   site.scope = op(at).scope;
+  const bool any_backward =
+      std::any_of(old.begin(), old.end(), [&](int i) { return op(i).scope.ends_with('\''); });
+  if (any_backward && !site.scope.ends_with('\'')) site.scope += '\'';
 
   Op fused;
   fused.def = &ops_.get(name);

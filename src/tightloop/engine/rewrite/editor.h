@@ -36,9 +36,9 @@ class Editor {
   bool used_only_by(Value v, std::initializer_list<int> ops) const;
 
   /// Replaces the ops `old` by one op at position `at` (one of `old`). `outputs` are existing
-  /// values, in the order of the new op's outputs; an empty Value makes a new one. Returns the
-  /// outputs, or nothing, changing nothing, when an input would not be ready at `at`, or an output
-  /// is read before.
+  /// values, in the order of the new op's outputs; an empty Value makes a new one. The new op
+  /// counts as backward when one of `old` does. Returns whether it was done: not, and nothing
+  /// changed, when an input would not be ready at `at`, or an output is read before.
   bool replace(std::vector<int> old,
                int at,
                std::string_view name,
