@@ -16,6 +16,7 @@
 #include "tightloop/io/host_info.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/optim/optimizer.h"
+#include "tightloop/train/memory_hint.h"
 #include "tightloop/train/timing_state.h"
 
 namespace tightloop::cli {
@@ -87,7 +88,11 @@ double half_interval(const std::vector<double>& x, double mean) {
 /// The Programs of a run with the given flags, on random tokens, in memory of their own.
 class Rig {
  public:
-  Rig(const TrainConfig& config, const BenchFlags& flags) {
+  /// With `other_rewrites`, a second micro-step over the same slots.
+  Rig(const TrainConfig& config,
+      const BenchFlags& flags,
+      std::optional<std::vector<std::string>> other_rewrites = std::nullopt)
+      : config_(config), flags_(flags), other_rewrites_(std::move(other_rewrites)) {
     spec_.model =
         nanochat_from_depth(config.recipe, config.depth, config.aspect_ratio, config.head_dim,
                             config.max_seq_len, flags.vocab, config.window_pattern);
@@ -111,6 +116,7 @@ class Rig {
     const Clock::time_point start = Clock::now();
     programs_ = std::make_unique<TrainPrograms>(build_train_programs(spec_, groups_));
     startup_s_ = seconds_since(start);
+    if (other_rewrites_) other_ = other_micro_step(*other_rewrites_);
   }
 
   int64_t micro_tokens() const { return spec_.batch * spec_.sequence(); }
@@ -119,7 +125,36 @@ class Rig {
   const TrainPrograms& programs() const { return *programs_; }
   double startup_s() const { return startup_s_; }
 
-  /// The other arm's micro-step, over the same slots when they are alike.
+  const PlannedProgram& other() const { return *other_; }
+
+  /// Takes memory, and fills every slot with values that are not zero.
+  void allocate() {
+    const int64_t bytes = planned_bytes(), available = memory_available_bytes();
+    if (bytes > available) {
+      const auto planned = [&](int64_t micro_batch, int64_t depth) {
+        TrainConfig smaller = config_;
+        smaller.device_batch_size = micro_batch;
+        smaller.depth = depth;
+        return Rig(smaller, flags_, other_rewrites_).planned_bytes();
+      };
+      throw Error(ErrorKind::oom, fmt::format("the bench needs {}, {} are free",
+                                              human_bytes(static_cast<double>(bytes)),
+                                              human_bytes(static_cast<double>(available))))
+          .with_hint(memory_hint(spec_.batch, config_.depth, available, planned));
+    }
+    slots_ = std::make_unique<SlotStore>(programs_->slots, spec_.device);
+    workspace_ = std::make_unique<Workspace>(plans());
+    fill_for_timing(*programs_, spec_.model, groups_, micro_tokens() * micro_steps_, seed_,
+                    *slots_);
+  }
+
+  Executable bind(const PlannedProgram& p) const {
+    return {p.program, p.plan, *slots_, *workspace_};
+  }
+  double loss() const { return get_element(slots_->view(kLossSlot), 0); }
+  int64_t bytes() const { return slots_->bytes() + workspace_->bytes(); }
+
+ private:
   PlannedProgram other_micro_step(std::vector<std::string> rewrites) const {
     TrainProgramsSpec other = spec_;
     other.rewrites = std::move(rewrites);
@@ -133,38 +168,28 @@ class Rig {
     return std::move(built.first_micro_step);
   }
 
-  /// Takes memory for these plans too, and fills every slot with values that are not zero.
-  void allocate(const std::vector<const Plan*>& others) {
+  std::vector<const Plan*> plans() const {
     std::vector<const Plan*> plans = programs_->plans();
-    plans.insert(plans.end(), others.begin(), others.end());
+    if (other_) plans.push_back(&other_->plan);
+    return plans;
+  }
+
+  int64_t planned_bytes() const {
     int64_t bytes = 0;
-    for (const MemoryLine& line : memory_table(*programs_->slots, spec_.device, plans))
+    for (const MemoryLine& line : memory_table(*programs_->slots, spec_.device, plans()))
       bytes += line.bytes;
-    if (bytes > memory_available_bytes())
-      throw Error(
-          ErrorKind::oom,
-          fmt::format("the bench needs {}, {} are free", human_bytes(static_cast<double>(bytes)),
-                      human_bytes(static_cast<double>(memory_available_bytes()))))
-          .with_hint(spec_.batch > 1 ? fmt::format("use `--device-batch-size {}`", spec_.batch / 2)
-                                     : std::string("use a smaller --depth or --vocab"));
-    slots_ = std::make_unique<SlotStore>(programs_->slots, spec_.device);
-    workspace_ = std::make_unique<Workspace>(plans);
-    fill_for_timing(*programs_, spec_.model, groups_, micro_tokens() * micro_steps_, seed_,
-                    *slots_);
+    return bytes;
   }
 
-  Executable bind(const PlannedProgram& p) const {
-    return {p.program, p.plan, *slots_, *workspace_};
-  }
-  double loss() const { return get_element(slots_->view(kLossSlot), 0); }
-  int64_t bytes() const { return slots_->bytes() + workspace_->bytes(); }
-
- private:
+  const TrainConfig config_;
+  const BenchFlags flags_;
+  const std::optional<std::vector<std::string>> other_rewrites_;
   TrainProgramsSpec spec_;
   std::vector<ParameterGroup> groups_;
   int64_t micro_steps_ = 1;
   uint64_t seed_ = 0;
   std::unique_ptr<TrainPrograms> programs_;
+  std::optional<PlannedProgram> other_;
   double startup_s_ = 0.0;
   std::unique_ptr<SlotStore> slots_;
   std::unique_ptr<Workspace> workspace_;
@@ -361,7 +386,7 @@ void show_setting(const Rig& rig, const Ceilings& c) {
 
 int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
   Rig rig(config, flags);
-  rig.allocate({});
+  rig.allocate();
   const Ceilings ceilings = measure_ceilings(0.5);
   Executable first = rig.bind(rig.programs().first_micro_step);
   Executable later = rig.bind(rig.programs().next_micro_step);
@@ -445,16 +470,16 @@ int bench_compare(const TrainConfig& config, const BenchFlags& flags) {
   if (flags.steps < 2) fail(ErrorKind::usage, "--compare needs --steps 2 or more");
   TrainConfig with = config;
   with.rewrites[flags.compare] = true;
-  Rig rig(with, flags);
+  std::vector<std::string> others = with.enabled_rewrites();
+  std::erase(others, flags.compare);
+  Rig rig(with, flags, std::move(others));
   for (const RewriteReport& r : rig.programs().first_micro_step.reports) {
     if (r.name == flags.compare && r.applied.empty())
       fail(ErrorKind::usage, "--compare: {} changes nothing here: {}", r.name,
            r.not_applied.empty() ? "no site" : r.not_applied[0]);
   }
-  std::vector<std::string> others = with.enabled_rewrites();
-  std::erase(others, flags.compare);
-  const PlannedProgram plain = rig.other_micro_step(others);
-  rig.allocate({&plain.plan});
+  const PlannedProgram& plain = rig.other();
+  rig.allocate();
   Executable a = rig.bind(rig.programs().first_micro_step), b = rig.bind(plain);
   timed(a);
   const double loss_a = rig.loss();
@@ -531,7 +556,7 @@ void expect_ops(const TrainPrograms& programs, const std::vector<std::string>& w
 int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
   Rig rig(config, flags);
   expect_ops(rig.programs(), flags.ops);
-  rig.allocate({});
+  rig.allocate();
   const Ceilings ceilings = measure_ceilings(0.5);
   Executable micro = rig.bind(rig.programs().first_micro_step);
   Executable optimizer = rig.bind(rig.programs().optimizer);

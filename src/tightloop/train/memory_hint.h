@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace tightloop {
+
+/// Memory of a run's plan at a micro-batch and a depth, bytes. Grows with both.
+using PlannedBytes = std::function<int64_t(int64_t micro_batch, int64_t depth)>;
+
+/// The next step when a plan does not fit: "use `--device-batch-size 16`", the largest power of two
+/// below `micro_batch` whose plan fits `available` bytes; where not even 1 does, the largest depth
+/// that fits with it: "use `--depth 7 --device-batch-size 1`". Plans a handful of times.
+std::string memory_hint(int64_t micro_batch,
+                        int64_t depth,
+                        int64_t available,
+                        const PlannedBytes& planned_bytes);
+
+}  // namespace tightloop
