@@ -1,7 +1,10 @@
 """Commands around training: what they print holds together, and their JSON can be relied on."""
 import json
+import os
 import pathlib
 import subprocess
+import sys
+import time
 import tomllib
 import unittest
 
@@ -164,6 +167,9 @@ class Commands(Case):
         self.assertLessEqual(report["peak_live_bytes"],
                              report["arena_bytes"] + report["memory"]["scratch"])
         text = self.ok(*arguments, "--fused-rmsnorm", "--ops")
+        # One op for loss and gradients: most of it is backward work, and counts as such.
+        scope, = {op["scope"] for op in report["ops"] if op["op"] == "linear_cross_entropy_grad"}
+        self.assertTrue(scope.endswith("'"), scope)
         for name in applied:
             self.assertRegex(text, rf"--{name}: \d+ place")
         self.assertIn("memory of the run by purpose", text)
@@ -173,6 +179,19 @@ class Commands(Case):
         self.assertNotIn("linear_cross_entropy_grad", {op["op"] for op in plain["ops"]})
         evaluation = json.loads(self.ok(*arguments, "--program", "evaluation", "--json"))
         self.assertNotIn("chunked-ce", {r["name"] for r in evaluation["rewrites"] if r["applied"]})
+
+    def test_explain_warns_of_a_busy_machine(self):
+        spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                for _ in range(os.cpu_count())]
+        try:
+            time.sleep(0.2)
+            shown = self.run_tool("explain", "--data", self.data, *TINY, "--num-iterations", "1")
+        finally:
+            for process in spin:
+                process.kill()
+                process.wait()
+        self.assertEqual(shown.returncode, 0, shown.stderr)
+        self.assertRegex(shown.stderr, r"warning: other programs took \d+ % of the CPU time .*low")
 
     def test_data_inspect(self):
         shown = json.loads(self.ok("data", "inspect", self.data, "--json"))

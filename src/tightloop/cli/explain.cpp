@@ -240,6 +240,8 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
   const std::vector<Total> totals = totals_of(p.program, ceilings);
   const TrainPlan& plan = trainer.plan();
   const std::vector<Stage> stages = stages_of(train.config, trainer, flags.program, ceilings);
+  if (const std::string warning = warning_of(ceilings); !warning.empty())
+    talk("warning: " + warning + "\n");
   if (flags.profiles()) write_roofline(train, flags);
 
   if (flags.json) {

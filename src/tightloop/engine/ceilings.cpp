@@ -4,7 +4,12 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <sstream>
+#include <sys/resource.h>
 #include <unistd.h>
+
+#include <fmt/format.h>
 
 #include "tightloop/core/threads.h"
 #include "tightloop/engine/memory.h"
@@ -148,9 +153,62 @@ int64_t stream_bytes() {
   return std::clamp<int64_t>(pairs, 2, 16) * 2 * kWindow;
 }
 
+/// CPU time so far, of everybody and of this process.
+struct CpuUse {
+  std::optional<CpuTicks> all;
+  double own_ticks = 0.0;
+};
+
+CpuUse cpu_use() {
+  CpuUse use;
+  std::ifstream in("/proc/stat");
+  std::string line;
+  if (std::getline(in, line)) use.all = parse_cpu_ticks(line);
+  rusage own = {};
+  ::getrusage(RUSAGE_SELF, &own);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  use.own_ticks = (seconds(own.ru_utime) + seconds(own.ru_stime)) *
+                  static_cast<double>(std::max(1L, ::sysconf(_SC_CLK_TCK)));
+  return use;
+}
+
+/// What other processes had of all CPU time in between.
+double foreign_share(const CpuUse& before, const CpuUse& after) {
+  if (!before.all || !after.all) return 0.0;
+  const auto busy = static_cast<double>(after.all->busy - before.all->busy);
+  const double all = busy + static_cast<double>(after.all->idle - before.all->idle);
+  if (all <= 0.0) return 0.0;
+  return std::clamp((busy - (after.own_ticks - before.own_ticks)) / all, 0.0, 1.0);
+}
+
 }  // namespace
 
+std::optional<CpuTicks> parse_cpu_ticks(std::string_view proc_stat) {
+  std::istringstream line{std::string(proc_stat.substr(0, proc_stat.find('\n')))};
+  std::string name;
+  if (!(line >> name) || name != "cpu") return std::nullopt;
+  // user nice system idle iowait irq softirq steal; guests are counted under user already.
+  CpuTicks ticks;
+  int64_t count = 0;
+  for (int i = 0; i < 8 && line >> count; ++i)
+    (i == 3 || i == 4 ? ticks.idle : ticks.busy) += count;
+  if (ticks.busy + ticks.idle <= 0) return std::nullopt;
+  return ticks;
+}
+
+std::string warning_of(const Ceilings& ceilings) {
+  constexpr double kMuch{0.1};
+  if (ceilings.foreign_share <= kMuch) return {};
+  return fmt::format(
+      "other programs took {:.0f} % of the CPU time while the ceilings were measured: they are too "
+      "low, and times predicted from them too long",
+      100.0 * ceilings.foreign_share);
+}
+
 Ceilings measure_ceilings(double budget_seconds) {
+  const CpuUse before = cpu_use();
   Ceilings c;
   c.threads = thread_count();
 
@@ -193,6 +251,7 @@ Ceilings measure_ceilings(double budget_seconds) {
                      update_all(floats(window(k, buffer) + offset), size / 4);
                    });
                  });
+  c.foreign_share = foreign_share(before, cpu_use());
   return c;
 }
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 
 #include "tightloop/program/op_def.h"
@@ -15,12 +18,25 @@ struct Ceilings {
   double update_gbs = 0.0;  // x = a x + b in place: bytes read and written
   int threads = 0;
   std::string_view fma_kernel;  // "avx512", "avx2", "neon" or "portable"
+  double foreign_share = 0.0;   // of all CPU time meanwhile: other processes; 0 if nobody tells
 };
 
 /// Takes about `budget_seconds` (0.4 is enough), and a moment longer to touch what it streams:
 /// twice the last cache, 128 MiB at least and 1 GiB at most. Every rate is measured at least three
 /// times. 1 GB is 10^9 bytes. Error{oom}.
 Ceilings measure_ceilings(double budget_seconds);
+
+/// One sentence for when other processes had more than a tenth of all CPU time meanwhile, so that
+/// the rates are too low and what is predicted from them is off; empty on a quiet machine.
+std::string warning_of(const Ceilings& ceilings);
+
+/// The CPU time of all processes so far, in ticks (USER_HZ): user, system and so on, and idle.
+struct CpuTicks {
+  int64_t busy = 0;
+  int64_t idle = 0;
+};
+/// From the text of /proc/stat (its line "cpu"); nothing when it has no such line.
+std::optional<CpuTicks> parse_cpu_ticks(std::string_view proc_stat);
 
 /// The shortest time for this cost: max(FLOPs / FMA peak, bytes / read rate), seconds. Reading is
 /// the fastest way to move bytes, so nothing that streams from memory is faster; operands that are

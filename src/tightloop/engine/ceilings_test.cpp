@@ -27,6 +27,20 @@ TEST(Ceilings, NoBudgetStillMeasures) {
   EXPECT_GT(measure_ceilings(0.0).copy_gbs, 0.0);
 }
 
+TEST(Ceilings, CpuTimeOfTheSystemFile) {
+  const auto ticks = parse_cpu_ticks("cpu  10 20 30 400 50 6 7 8 9 10\ncpu0 1 1 1 1\n");
+  ASSERT_TRUE(ticks.has_value());
+  EXPECT_EQ(ticks->busy, 10 + 20 + 30 + 6 + 7 + 8);
+  EXPECT_EQ(ticks->idle, 450);
+  for (const char* bad : {"", "cpu", "cpu  x", "cpu0 1 2 3 4", "intr 1 2 3 4", "cpu 0 0 0 0"})
+    EXPECT_FALSE(parse_cpu_ticks(bad).has_value()) << bad;
+}
+
+TEST(Ceilings, OtherProgramsAreNamed) {
+  EXPECT_EQ(warning_of({.foreign_share = 0.05}), "");
+  EXPECT_NE(warning_of({.foreign_share = 0.43}).find("43 %"), std::string::npos);
+}
+
 TEST(Ceilings, FloorIsTheLargerOfComputeAndMemory) {
   const Ceilings c{.fma_gflops = 100.0, .read_gbs = 20.0, .copy_gbs = 1.0, .update_gbs = 1.0};
   // 1 GB read and 1 GB written at 20 GB/s: 0.1 s. 5 GFLOP at 100 GFLOP/s: 0.05 s.
