@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import struct
 import subprocess
@@ -37,10 +38,61 @@ class Messages(Case):
         self.fails(2, "train", "--dept", "3", says=["'--dept'"], hint="--depth")
         self.fails(2, "train", "--set", "optim.matrix_lrr=1", says=["optim.matrix_lrr"],
                    hint="optim.matrix_lr")
-        self.fails(2, "trian")
+        self.fails(2, "train", "--seeds", "a", says=["'--seeds'"], hint="'--seed'")
+        self.fails(2, "trian", says=["'trian'"], hint="did you mean 'train'?")
+        self.fails(2, "data", "fech", says=["'fech'", "tightloop data"], hint="'fetch'")
+        self.fails(2, "frobnicate", says=["'frobnicate'"], hint="`tightloop --help`")
+        self.fails(2, "doctor", "now", says=["'now'"], hint="`tightloop doctor --help`")
+        # The misspelt flag, not the argument that is missing for it.
+        self.fails(2, "generate", "--promt", "x", says=["'--promt'"], hint="'--prompt'")
+        self.fails(2, "train", "--preset", "quik", says=["quik"], hint="quick")
+
+    def test_group_without_its_command(self):
+        for group, commands in {"data": ["synth", "tokenize", "inspect", "fetch"],
+                                "bench": ["train", "ops"], "config": ["show"],
+                                "tokenizer": ["train", "encode", "decode"]}.items():
+            shown = self.fails(2, group, says=[f"usage: tightloop {group} COMMAND"])
+            self.assertEqual(shown.stdout, "")
+            for command in commands:
+                self.assertRegex(shown.stderr, rf"\n  {command} +\S.*\n.*tightloop {group} {command} ",
+                                 f"{group} {command}: no example")
+        self.fails(2, "lab", says=["usage: tightloop lab", "\n  resume ", "tightloop lab run G"])
+
+    def test_names_that_do_not_exist(self):
+        self.fails(3, "check", "nope", says=["'nope' is no parity case", "no such folder"],
+                   hint="tightloop check tests/golden")
+        self.fails(3, "check", self.data, says=["case.json"], hint="tightloop check tests/golden")
         self.fails(2, "data", "fetch", says=["what is required"],
                    hint="Example: tightloop data fetch fineweb10b")
-        self.fails(2, "train", "--preset", "quik", says=["quik"], hint="quick")
+        self.fails(2, "data", "fetch", "foo", says=["'foo'", "expected fineweb10b"],
+                   hint="tightloop data fetch fineweb10b -o")
+        self.fails(2, "data", "fetch", "fineweb10b", says=["--output is required"],
+                   hint="tightloop data fetch fineweb10b -o")
+        for command in [["train", "--data"], ["data", "inspect"]]:
+            self.fails(3, *command, "/nonexistent", says=["'/nonexistent' does not exist", "shard"],
+                       hint="tightloop data synth")
+
+    def test_presets_are_explained(self):
+        shown = self.run_tool("train", "--help").stdout
+        self.assertRegex(shown, r"\n +quick: .*layers.*steps")
+        self.assertRegex(shown, r"\n +quick-lab: .*layers.*steps")
+        self.fails(2, "train", "--preset", "zzz", says=["'zzz'"], hint="quick-lab")
+
+    def test_bench_larger_than_memory(self):
+        # What the hint names fits, twice as much does not.
+        small = ["bench", "train", "--depth", "1", "--aspect-ratio", "32", "--head-dim", "16",
+                 "--max-seq-len", "64", "--steps", "2", "--compare", "chunked-ce"]
+        refused = self.fails(3, *small, "--device-batch-size", "500000", says=["the bench needs"],
+                             hint="--device-batch-size")
+        fitting = int(re.search(r"--device-batch-size (\d+)", refused.stderr)[1])
+        self.assertEqual(fitting & (fitting - 1), 0)
+        needed, free = (float(x) for x in re.search(r"needs ([\d.]+) GiB, ([\d.]+) GiB are free",
+                                                    refused.stderr).groups())
+        each = needed / 500000    # nearly all of it grows with the micro-batch
+        self.assertLess(fitting * each, 1.1 * free)
+        self.assertGreater(4 * fitting * each, 0.9 * free)
+        self.fails(3, "bench", "train", "--depth", "200", "--device-batch-size", "1",
+                   says=["the bench needs"], hint="--depth ")
 
     def test_feature_that_does_not_exist_yet_is_not_ignored(self):
         self.fails(2, "train", "--core-metric-every", "5", says=["not available yet"])
@@ -60,7 +112,8 @@ class Messages(Case):
         self.assertNotIn("http://", page.replace("http://www.w3.org/2000/svg", ""))
 
     def test_bad_values(self):
-        self.fails(2, "train", "--depth", "three", says=["--depth", "'three'"])
+        self.fails(2, "train", "--depth", "three", says=["--depth: 'three' is not a whole number"],
+                   hint="--depth layers: ")
         self.fails(2, "train", "--warmdown-ratio", "1.5", says=["--warmdown-ratio", "0 to 1"])
         self.fails(2, "train", "--window-pattern", "XL", "--data", self.data, says=["S (short)"])
         self.fails(2, "train", "--data", self.data, *TINY, "--total-batch-size", "500",

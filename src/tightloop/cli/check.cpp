@@ -1,4 +1,5 @@
 #include <chrono>
+#include <filesystem>
 #include <memory>
 
 #include <nlohmann/json.hpp>
@@ -78,6 +79,14 @@ int run_check(const CheckFlags& flags) {
     failed += report.ok() ? 0 : 1;
     flags.json ? out(to_json(report).dump() + "\n") : show(report, flags.verbose);
   };
+  for (const std::string& folder : flags.folders) {
+    if (!std::filesystem::exists(folder + "/case.json"))
+      throw Error(ErrorKind::io,
+                  fmt::format("'{}' is no parity case: {}", folder,
+                              std::filesystem::exists(folder) ? "expected a folder with a case.json"
+                                                              : "no such folder"))
+          .with_hint("`tightloop check tests/golden/*` runs the ones of the source tree");
+  }
   for (const std::string& folder : flags.folders) {
     if (case_kind(folder) == "bpe") {
       take(run_tokenizer_case(folder));

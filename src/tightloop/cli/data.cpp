@@ -1,3 +1,4 @@
+#include <filesystem>
 #include <memory>
 
 #include <nlohmann/json.hpp>
@@ -181,6 +182,16 @@ struct FetchFlags {
 };
 
 int run_fetch(const FetchFlags& flags) {
+  if (flags.what != "fineweb10b" && !std::filesystem::is_regular_file(flags.what))
+    throw Error(ErrorKind::usage,
+                fmt::format("nothing known as '{}', and no such file: expected fineweb10b, or a "
+                            "file of lines URL [bytes] [sha256] [name]",
+                            flags.what))
+        .with_hint("`tightloop data fetch fineweb10b -o fineweb10b --shards 1`");
+  if (flags.folder.empty())
+    throw Error(ErrorKind::usage, "--output is required: the folder to download to")
+        .with_hint(fmt::format("`tightloop data fetch {} -o {}`", flags.what,
+                               flags.what == "fineweb10b" ? "fineweb10b" : "data"));
   std::vector<FetchItem> items;
   if (flags.what == "fineweb10b") {
     items = fineweb10b_list(flags.shards);
@@ -283,7 +294,7 @@ void add_data(CLI::App& app, Runner& runner) {
       ->add_option("what", fetch_flags->what,
                    "fineweb10b, or a file of lines: URL [bytes] [sha256] [name]")
       ->required();
-  fetch->add_option("-o,--output", fetch_flags->folder, "folder")->required();
+  fetch->add_option("-o,--output", fetch_flags->folder, "folder to download to; required");
   fetch->add_option("--shards", fetch_flags->shards, "training shards of fineweb10b, 1 to 103 [1]");
   fetch->add_flag("--json", fetch_flags->json, "one JSON object on stdout");
   fetch->footer("Example: tightloop data fetch fineweb10b -o fineweb10b --shards 8");

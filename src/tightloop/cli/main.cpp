@@ -26,34 +26,64 @@ void on_signal(int signal) {
   if (g_stop.exchange(true) && signal == SIGINT) std::_Exit(kInterrupted);
 }
 
-/// The nearest known flag to an unknown argument.
-int refuse_extras(const CLI::App& app, bool json) {
-  const std::vector<std::string> extras = app.remaining();
-  if (extras.empty()) return -1;
-  const std::string word = extras[0].substr(0, extras[0].find('='));
-  if (!word.starts_with("-")) {
-    print_error(Error(ErrorKind::usage, fmt::format("unexpected argument '{}'", word))
-                    .with_hint(fmt::format("`tightloop {} --help`", app.get_name())),
-                json);
-    return kUsage;
+/// The commands that were typed, from the program to the one that runs.
+std::vector<const CLI::App*> typed_commands(const CLI::App& app) {
+  std::vector<const CLI::App*> commands{&app};
+  while (!commands.back()->get_subcommands().empty())
+    commands.push_back(commands.back()->get_subcommands()[0]);
+  return commands;
+}
+
+std::vector<const CLI::App*> commands_of(const CLI::App& group) {
+  return group.get_subcommands([](const CLI::App*) { return true; });
+}
+
+/// The first line of the footer that is an example, without the word.
+std::string example_of(const CLI::App& command) {
+  constexpr std::string_view kStart{"Example: "};
+  const std::string footer = command.get_footer();
+  if (!footer.starts_with(kStart)) return {};
+  return footer.substr(kStart.size(), footer.find('\n') - kStart.size());
+}
+
+/// A word where a command should be, or an argument or flag that the command does not have.
+Error unknown_argument(const CLI::App& command, const std::string& name, std::string word) {
+  word = word.substr(0, word.find('='));
+  const std::string help = fmt::format("`{} --help`", name);
+  if (word == "--core-metric-every")
+    return {ErrorKind::unsupported,
+            "--core-metric-every is not available yet: the CORE tasks are not implemented"};
+  const bool is_flag = word.starts_with("-");
+  std::vector<std::string> known;
+  if (is_flag) {
+    for (const CLI::Option* option : command.get_options()) {
+      for (const std::string& flag : option->get_lnames()) known.push_back("--" + flag);
+    }
+  } else {
+    for (const CLI::App* sub : commands_of(command)) known.push_back(sub->get_name());
+    if (known.empty())
+      return Error(ErrorKind::usage, fmt::format("unexpected argument '{}' for '{}'", word, name))
+          .with_hint(help + " says what it takes");
   }
-  if (word == "--core-metric-every") {
-    print_error(Error(ErrorKind::unsupported,
-                      "--core-metric-every is not available yet: the CORE tasks are not "
-                      "implemented"),
-                json);
-    return kUsage;
+  const std::string near = nearest_name(word, known);
+  return Error(ErrorKind::usage, is_flag ? fmt::format("unknown flag '{}' for '{}'", word, name)
+                                         : fmt::format("'{}' is no command of {}", word, name))
+      .with_hint(near.empty() ? help + " lists them" : fmt::format("did you mean '{}'?", near));
+}
+
+/// A group without its command: what there is, with an example each.
+void refuse_group(const CLI::App& group, const std::string& name, bool json) {
+  std::string text;
+  for (const CLI::App* sub : commands_of(group)) {
+    text += fmt::format("  {:<10}  {}\n", sub->get_name(), sub->get_description());
+    if (const std::string example = example_of(*sub); !example.empty())
+      text += fmt::format("  {:<10}  {}\n", "", example);
   }
-  std::vector<std::string> flags;
-  for (const CLI::Option* option : app.get_options()) {
-    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
-  }
-  const std::string near = nearest_name(word, flags);
-  Error error(ErrorKind::usage, fmt::format("unknown flag '{}' for '{}'", word, app.get_name()));
-  error.with_hint(near.empty() ? fmt::format("`tightloop {} --help` lists them", app.get_name())
-                               : fmt::format("did you mean '{}'?", near));
-  print_error(error, json);
-  return kUsage;
+  if (const std::string example = example_of(group); !example.empty())
+    text += fmt::format("\nFor example: {}\n", example);
+  print_error(Error(ErrorKind::usage, fmt::format("'{}' needs one of its commands", name)), json);
+  talk(fmt::format("\nusage: {} COMMAND ...\n\n{}\n`{} COMMAND --help` explains one.\n", name, text,
+                   name));
 }
 
 }  // namespace
@@ -87,6 +117,20 @@ int run_command_line(int argc, char** argv) {
   }
   bool json = false;
   for (int i = 1; i < argc; ++i) json = json || std::string_view(argv[i]) == "--json";
+  // What no command knows is refused here, with the nearest name.
+  app.allow_extras();
+  for (CLI::App* group : app.get_subcommands([](const CLI::App*) { return true; })) {
+    if (!commands_of(*group).empty()) group->allow_extras()->require_subcommand(0, 1);
+  }
+  std::string command = "tightloop";
+  const auto refuse_unknown = [&] {
+    command.clear();
+    for (const CLI::App* typed : typed_commands(app)) {
+      command += (command.empty() ? "" : " ") + typed->get_name();
+      const std::vector<std::string> extras = typed->remaining();
+      if (!extras.empty()) throw unknown_argument(*typed, command, extras[0]);
+    }
+  };
   set_log_sink([](LogLevel level, std::string_view text) {
     if (level == LogLevel::warning) talk(fmt::format("warning: {}\n", text));
   });
@@ -94,12 +138,20 @@ int run_command_line(int argc, char** argv) {
   std::signal(SIGTERM, on_signal);
   std::signal(SIGXFSZ, SIG_IGN);  // a file at its size limit is an error of write()
   try {
-    app.parse(argc, argv);
-    const CLI::App* leaf = &app;
-    while (!leaf->get_subcommands().empty()) leaf = leaf->get_subcommands()[0];
-    if (const int code = refuse_extras(*leaf, json); code >= 0) return code;
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::Success&) {
+      throw;  // --help, --version
+    } catch (const CLI::ParseError& e) {
+      refuse_unknown();  // a misspelt flag explains what is missing
+      const std::string example = example_of(*typed_commands(app).back());
+      throw Error(ErrorKind::usage, e.what())
+          .with_hint(fmt::format("`{} --help` says what it takes{}", command,
+                                 example.empty() ? "" : ". Example: " + example));
+    }
+    refuse_unknown();
     if (!run) {
-      out(leaf->help());
+      refuse_group(*typed_commands(app).back(), command, json);
       return kUsage;
     }
     return run();
@@ -107,23 +159,6 @@ int run_command_line(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::CallForVersion& e) {
     return app.exit(e);
-  } catch (const CLI::ParseError& e) {
-    Error error(ErrorKind::usage, e.what());
-    const CLI::App* leaf = &app;
-    std::string command = "tightloop";
-    while (!leaf->get_subcommands().empty()) {
-      leaf = leaf->get_subcommands()[0];
-      command += " " + leaf->get_name();
-    }
-    if (leaf == &app)
-      error.with_hint(
-          "`tightloop --help` lists the commands and `tightloop COMMAND --help` its flags");
-    else
-      error.with_hint(
-          fmt::format("`{} --help` says what it takes{}", command,
-                      leaf->get_footer().starts_with("Example") ? ". " + leaf->get_footer() : ""));
-    print_error(error, json);
-    return kUsage;
   } catch (const Error& e) {
     print_error(e, json);
     return exit_code(e.kind());

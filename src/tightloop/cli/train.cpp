@@ -224,6 +224,9 @@ void add_train(CLI::App& app, Runner& runner) {
   command->add_flag("--json", *json, "JSON lines on stdout: start, step, eval, end");
   auto parent = std::make_shared<int64_t>(0);
   command->add_option("--with-parent", *parent, "end when the process of this id does")->group("");
+  command->footer(
+      "Example: tightloop train --preset quick\n"
+      "Switches have a --no- form. Settings: TOML file < --set < flag.");
   command->callback([flags, json, parent, &runner] {
     runner = [flags, json, parent] {
       if (*parent != 0) end_with_parent(*parent);

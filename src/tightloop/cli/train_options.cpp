@@ -6,12 +6,26 @@
 #include "tightloop/train/checkpoint.h"
 
 namespace tightloop::cli {
+namespace {
+
+std::string_view summary_of_preset(std::string_view name) {
+  if (name == "quick")
+    return "3 layers, width 128, 200 steps of 8,192 tokens: about a minute on two cores";
+  if (name == "quick-lab")
+    return "2 layers, width 128, 80 steps of 4,096 tokens: one run of `lab run --preset quick-lab`";
+  return {};
+}
+
+}  // namespace
 
 TrainFlags::TrainFlags(CLI::App& command) {
   declare_train_options(options, config);
-  std::string names;
-  for (const std::string& name : train_preset_names()) names += (names.empty() ? "" : ", ") + name;
-  command.add_option("--preset", preset, "a documented set of values: " + names)->type_name("NAME");
+  std::string help = "a set of values; `config show --preset NAME --changed` lists them:";
+  for (const std::string& name : train_preset_names()) {
+    TL_CHECK(!summary_of_preset(name).empty());
+    help += fmt::format("\n  {}: {}", name, summary_of_preset(name));
+  }
+  command.add_option("--preset", preset, help)->type_name("NAME");
   bind_config(command, options, sources);
 }
 

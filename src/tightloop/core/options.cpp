@@ -258,7 +258,12 @@ void Options::set(std::string_view name, const std::string& value, const std::st
   try {
     spec->set(value);
   } catch (const Error& e) {
-    throw Error(ErrorKind::usage, fmt::format("--{} ({}): {}", spec->flag, origin, e.message()));
+    const std::string place = origin == "flag" ? "" : fmt::format(" ({})", origin);
+    throw Error(ErrorKind::usage, fmt::format("--{}{}: {}", spec->flag, place, e.message()))
+        .with_hint(e.hint())
+        .with_hint(fmt::format(
+            "--{} {}: {}{}", spec->flag, spec->unit.empty() ? "VALUE" : spec->unit, spec->help,
+            spec->default_text.empty() ? "" : fmt::format(" [{}]", spec->default_text)));
   }
   spec->origin = origin;
 }

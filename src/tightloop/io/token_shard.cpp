@@ -61,7 +61,12 @@ std::vector<std::string> expand(const std::string& part) {
     ::globfree(&found);
     if (files.empty()) fail(ErrorKind::data, "{}: no file matches this pattern", part);
   } else {
-    fail_errno(ENOENT, "open", part);
+    throw Error(ErrorKind::io, fmt::format("'{}' does not exist: expected a token shard, a folder "
+                                           "of them or a pattern",
+                                           part))
+        .with_hint(
+            "make shards with `tightloop data synth FOLDER` (the built-in stories) or `tightloop "
+            "data tokenize TEXT -o FOLDER --tokenizer FILE`");
   }
   std::sort(files.begin(), files.end(),
             [](const auto& a, const auto& b) { return natural_less(a, b); });
