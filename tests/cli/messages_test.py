@@ -112,6 +112,10 @@ class Messages(Case):
         self.assertNotIn("http://", page.replace("http://www.w3.org/2000/svg", ""))
 
     def test_bad_values(self):
+        self.fails(2, "train", "--depth", says=["--depth needs a value"], hint="tightloop train")
+        self.fails(2, "bench", "train", "--steps", "x", says=["--steps: cannot read 'x'"],
+                   hint="tightloop bench train")
+        self.fails(3, "tokenizer", "encode", "nope", says=["nope"], hint="tokenizer train")
         self.fails(2, "train", "--depth", "three", says=["--depth: 'three' is not a whole number"],
                    hint="--depth layers: ")
         self.fails(2, "train", "--warmdown-ratio", "1.5", says=["--warmdown-ratio", "0 to 1"])

@@ -46,6 +46,23 @@ std::string example_of(const CLI::App& command) {
   return footer.substr(kStart.size(), footer.find('\n') - kStart.size());
 }
 
+/// What the parser says, in the words of this program.
+std::string message_of(const CLI::ParseError& e) {
+  const std::string what = e.what();
+  // "Could not convert: --steps = x", "--depth: 1 required layers missing"
+  constexpr std::string_view kConvert{"Could not convert: "}, kMissing{": 1 required "};
+  if (what.starts_with(kConvert)) {
+    const size_t equals = what.find(" = ");
+    if (equals != std::string::npos)
+      return fmt::format("{}: cannot read '{}'",
+                         what.substr(kConvert.size(), equals - kConvert.size()),
+                         what.substr(equals + 3));
+  }
+  if (const size_t at = what.find(kMissing); at != std::string::npos && what.ends_with(" missing"))
+    return what.substr(0, at) + " needs a value";
+  return what;
+}
+
 /// A word where a command should be, or an argument or flag that the command does not have.
 Error unknown_argument(const CLI::App& command, const std::string& name, std::string word) {
   word = word.substr(0, word.find('='));
@@ -145,7 +162,7 @@ int run_command_line(int argc, char** argv) {
     } catch (const CLI::ParseError& e) {
       refuse_unknown();  // a misspelt flag explains what is missing
       const std::string example = example_of(*typed_commands(app).back());
-      throw Error(ErrorKind::usage, e.what())
+      throw Error(ErrorKind::usage, message_of(e))
           .with_hint(fmt::format("`{} --help` says what it takes{}", command,
                                  example.empty() ? "" : ". Example: " + example));
     }

@@ -394,7 +394,9 @@ Tokenizer Tokenizer::load(const std::string& path) {
   const fs::path given(path);
   std::error_code error;
   if (!fs::is_directory(given, error)) {
-    if (!fs::exists(given, error)) fail(ErrorKind::io, "{}: no such tokenizer file", path);
+    if (!fs::exists(given, error))
+      throw Error(ErrorKind::io, fmt::format("{}: no such tokenizer file", path))
+          .with_hint("make one: `tightloop tokenizer train TEXT -o tokenizer.json`");
     return from_json(read_file(path, kMostFileBytes), path);
   }
   if (fs::exists(given / "tokenizer.json", error)) {
