@@ -265,11 +265,14 @@ int main_of(int argc, char** argv) {
           "{:>4} {:>6} {:>6} {:>6} {:>5} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6}\n",
           n, gemm_kernel_name(), peak, micro, "form", "M", "N", "K", "B", "ours", "best", "%peak",
           "peer", "best", "ratio");
-    std::vector<double> share, ratio;
+    std::vector<double> ours, peers, ratio;
     for (const Case& s : cases(set)) {
       const Result r = run_case(s, pool, c, samples);
-      share.push_back(r.ours / peak * 100);
-      if (r.peer > 0) ratio.push_back(r.ours / r.peer);
+      ours.push_back(r.ours);
+      if (r.peer > 0) {
+        peers.push_back(r.peer);
+        ratio.push_back(r.ours / r.peer);
+      }
       if (json)
         fmt::print(
             "{{\"bench\":\"gemm\",\"threads\":{},\"form\":\"{}\",\"M\":{},\"N\":{},\"K\":{},"
@@ -284,10 +287,18 @@ int main_of(int argc, char** argv) {
             r.ours / peak * 100, r.peer, r.peer_best, r.peer > 0 ? r.ours / r.peer : 0);
       std::fflush(stdout);
     }
-    if (!json)
-      fmt::print("# median {:.1f} % of peak, worst {:.1f}; ours/peer median {:.3f}, worst {:.3f}\n",
-                 median(share), *std::min_element(share.begin(), share.end()), median(ratio),
-                 ratio.empty() ? 0.0 : *std::min_element(ratio.begin(), ratio.end()));
+    if (json) continue;
+    const auto summary = [&](const char* who, const std::vector<double>& rates) {
+      if (rates.empty()) return;
+      const double worst = *std::min_element(rates.begin(), rates.end());
+      fmt::print("# {}: median {:.1f} GFLOP/s ({:.1f} % of peak), worst {:.1f} ({:.1f} %)\n", who,
+                 median(rates), median(rates) / peak * 100, worst, worst / peak * 100);
+    };
+    summary("ours", ours);
+    summary("peer", peers);
+    if (!ratio.empty())
+      fmt::print("# ours/peer: median {:.3f}, worst {:.3f}\n", median(ratio),
+                 *std::min_element(ratio.begin(), ratio.end()));
   }
   return 0;
 }
