@@ -1,7 +1,10 @@
 """Commands around training: what they print holds together, and their JSON can be relied on."""
+import csv
 import json
 import os
 import pathlib
+import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -85,6 +88,35 @@ class Commands(Case):
         self.assertEqual(int(derived["parameters"]["value"]), record["parameters"])
         self.assertEqual(int(derived["width"]["value"]), record["model"]["n_embd"])
         self.assertAlmostEqual(float(derived["lr_factor"]["value"]), record["lr_factor"], places=5)
+
+    def test_records_equal_what_the_loop_printed(self):
+        # The loop prints each step itself; a thread of its own writes the record later.
+        done = self.train("--num-iterations", "12", "--eval-every", "5", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        steps = [(e["step"], e["loss"]) for e in events if e["event"] == "step"]
+        self.assertEqual([step for step, _ in steps], list(range(12)))
+        run = self.only_run()
+        self.assertEqual(steps, [(step, struct.unpack("<d", loss)[0])
+                                 for step, loss in common.losses(run)])
+        with open(run / "steps.csv", newline="") as f:
+            self.assertEqual(steps, [(int(row["step"]), float(row["loss"]))
+                                     for row in csv.DictReader(f)])
+        with open(run / "evals.csv", newline="") as f:
+            recorded = [(int(row["step"]), float(row["val_loss"]), float(row["val_bpb"]))
+                        for row in csv.DictReader(f)]
+        self.assertEqual(recorded, [(e["step"], e["val_loss"], e["val_bpb"]) for e in events
+                                    if e["event"] == "eval"])
+        self.assertEqual([step for step, _, _ in recorded], [0, 5, 10, 12])
+
+    def test_old_checkpoints_are_pruned(self):
+        for keep, left in [("1", [10]), ("3", [8, 9, 10])]:
+            done = self.train("--num-iterations", "10", "--eval-every", "-1", "--save-every", "1",
+                              "--keep-checkpoints", keep)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            names = sorted(p.name for p in (self.only_run() / "checkpoints").iterdir())
+            self.assertEqual(names, [f"step_{step:06d}" for step in left])
+            shutil.rmtree(self.dir / "runs")
 
     def test_every_config_file_loads(self):
         self.assertGreaterEqual(len(CONFIGS), 3)
