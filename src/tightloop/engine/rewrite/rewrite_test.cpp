@@ -1,0 +1,188 @@
+#include "tightloop/engine/rewrite/rewrite.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tightloop/core/rng.h"
+#include "tightloop/core/unit_testing.h"
+#include "tightloop/engine/executable.h"
+#include "tightloop/ops/basic/basic.h"
+#include "tightloop/ops/cross_entropy/cross_entropy.h"
+#include "tightloop/ops/linear/linear.h"
+#include "tightloop/ops/relu2/relu2.h"
+#include "tightloop/ops/rmsnorm/rmsnorm.h"
+#include "tightloop/ops/rope/rope.h"
+#include "tightloop/ops/softcap/softcap.h"
+#include "tightloop/program/differentiate.h"
+
+/// Where each rewrite applies and what it says where it does not. That rewritten Programs keep
+/// their function is the matter of tests/cross/rewrite_property_test.cpp.
+namespace tightloop {
+namespace {
+
+class Fixture {
+ public:
+  std::shared_ptr<SlotTable> slots = std::make_shared<SlotTable>();
+  Program program{"p", slots};
+  Builder b{program, op_table()};
+
+  Value parameter(const std::string& name, const Shape& shape) {
+    slots->add({name, {DType::f32, shape}, SlotRole::parameter});
+    return b.slot(name);
+  }
+  void output(const std::string& name, Value v) {
+    slots->add({name, program.type(v), SlotRole::output});
+    store(b, v, b.slot(name), false);
+  }
+  RewriteReport apply(const std::string& name) {
+    return apply_rewrites(program, op_table(), std::vector{name}, {.ce_chunk_bytes = 1024}).at(0);
+  }
+  int64_t count(std::string_view op) const {
+    return std::count_if(program.ops().begin(), program.ops().end(),
+                         [&](const Op& o) { return o.def->name == op; });
+  }
+};
+
+void expect_refusal(const RewriteReport& report, std::string_view why) {
+  EXPECT_TRUE(report.applied.empty());
+  ASSERT_EQ(report.not_applied.size(), 1u);
+  EXPECT_NE(report.not_applied[0].find(why), std::string::npos) << report.not_applied[0];
+}
+
+constexpr int64_t kRows = 24, kWidth = 8, kVocab = 50, kPadded = 64;
+
+/// linear -> softcap -> cross_entropy, with per-token loss and lse as outputs.
+struct Head : Fixture {
+  Value capped, loss;
+  Head() {
+    slots->add({"targets", {DType::i32, {kRows}}, SlotRole::input});
+    b.set_scope("head");
+    const Value x = parameter("x", {kRows, kWidth}), w = parameter("w", {kPadded, kWidth});
+    capped = softcap(b, linear(b, x, w), 15.0);
+    const CrossEntropyValues ce =
+        cross_entropy(b, capped, b.slot("targets"), {}, {.vocab = kVocab});
+    loss = ce.loss;
+    output("loss", ce.loss);
+    output("lse", ce.lse);
+  }
+  void train() { differentiate(program, op_table(), sum(b, loss), {}); }
+
+  /// loss, then lse, of every row; one target is ignored.
+  std::vector<float> run() const {
+    const Plan plan = make_plan(program, Device::cpu);
+    const SlotStore store(slots, Device::cpu);
+    const Workspace workspace({&plan});
+    Executable exe(program, plan, store, workspace);
+    fill_normal(store.view("x").as<float>(), kRows * kWidth, 1, 0, 0.0f, 1.0f);
+    fill_normal(store.view("w").as<float>(), kPadded * kWidth, 1, 1, 0.0f, 1.0f);
+    for (int64_t i = 0; i < kRows; ++i)
+      store.view("targets").as<int32_t>()[i] = i == 3 ? -1 : static_cast<int32_t>(2 * i % kVocab);
+    exe.run();
+    std::vector<float> values;
+    for (const char* name : {"loss", "lse"}) {
+      const float* v = store.view(name).as<float>();
+      values.insert(values.end(), v, v + kRows);
+    }
+    return values;
+  }
+};
+
+TEST(ChunkedCe, WithoutABackwardItIsTheForwardOnlyForm) {
+  const std::vector<float> want = Head().run();
+  Head head;
+  const RewriteReport report = head.apply("chunked-ce");
+  EXPECT_EQ(report.applied.size(), 1u);
+  EXPECT_TRUE(report.not_applied.empty());
+  EXPECT_EQ(head.count("linear_cross_entropy"), 1);
+  EXPECT_EQ(head.count("linear") + head.count("softcap") + head.count("cross_entropy"), 0);
+  const std::vector<float> got = head.run();
+  for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-5) << i;
+  EXPECT_EQ(got[3], 0.0f);  // the ignored row
+}
+
+TEST(ChunkedCe, WithItsBackwardItIsOneSweep) {
+  const std::vector<float> want = Head().run();
+  Head head;
+  head.train();
+  EXPECT_EQ(head.apply("chunked-ce").applied.size(), 1u);
+  EXPECT_EQ(head.count("linear_cross_entropy_grad"), 1);
+  for (const char* gone : {"linear", "softcap", "cross_entropy", "cross_entropy_bwd", "softcap_bwd",
+                           "linear_dx", "linear_dw"})
+    EXPECT_EQ(head.count(gone), 0) << gone;
+  const std::vector<float> got = head.run();  // loss and lse of every token are still there
+  for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-5) << i;
+}
+
+TEST(ChunkedCe, AnotherReaderOfTheLogitsKeepsThem) {
+  for (const bool backward : {false, true}) {
+    Head head;
+    head.output("logits", head.capped);
+    if (backward) head.train();
+    const size_t ops = head.program.ops().size();
+    expect_refusal(head.apply("chunked-ce"), "head: the logits have another reader");
+    EXPECT_EQ(head.program.ops().size(), ops);
+  }
+}
+
+TEST(FusedRmsnorm, TakesAddsAndLeavesTheRest) {
+  Fixture f;
+  const Value x = f.parameter("x", {4, 8}), y = f.parameter("y", {4, 8});
+  f.output("h", rmsnorm(f.b, add(f.b, x, y), {}, 1e-5));
+  EXPECT_EQ(f.apply("fused-rmsnorm").applied.size(), 1u);
+  EXPECT_EQ(f.count("residual_rmsnorm"), 1);
+  EXPECT_EQ(f.count("rmsnorm") + f.count("add"), 0);
+
+  Fixture alone;
+  alone.output("h", rmsnorm(alone.b, alone.parameter("x", {4, 8}), {}, 1e-5));
+  expect_refusal(alone.apply("fused-rmsnorm"), "input is not a residual or scaled add");
+
+  Fixture weighted;
+  const Value a = weighted.parameter("x", {4, 8}), b = weighted.parameter("y", {4, 8});
+  weighted.output(
+      "h", rmsnorm(weighted.b, add(weighted.b, a, b), weighted.parameter("gamma", {8}), 1e-5));
+  expect_refusal(weighted.apply("fused-rmsnorm"), "the norm has a weight");
+}
+
+TEST(FusedRelu2, TakesProductsAndLeavesTheRest) {
+  Fixture f;
+  f.output("y", relu2(f.b, linear(f.b, f.parameter("x", {4, 8}), f.parameter("w", {6, 8}))));
+  EXPECT_EQ(f.apply("fused-relu2").applied.size(), 1u);
+  EXPECT_EQ(f.count("linear_relu2"), 1);
+  EXPECT_EQ(f.count("linear") + f.count("relu2"), 0);
+
+  Fixture alone;
+  alone.output("y", relu2(alone.b, alone.parameter("x", {4, 8})));
+  expect_refusal(alone.apply("fused-relu2"), "does not come from a linear layer");
+
+  Fixture read;
+  const Value pre = linear(read.b, read.parameter("x", {4, 8}), read.parameter("w", {6, 8}));
+  read.output("y", add(read.b, relu2(read.b, pre), pre));
+  expect_refusal(read.apply("fused-relu2"), "input has another reader");
+}
+
+TEST(FusedQkNorm, TakesRotationsBeforeNorms) {
+  for (const int norms : {1, 0}) {
+    Fixture f;
+    f.slots->add({"table", {DType::f32, {3, 8}}, SlotRole::constant});
+    Value q = rope(f.b, f.parameter("q", {1, 3, 2, 8}), f.b.slot("table"));
+    if (norms == 1) q = rmsnorm(f.b, q, {}, 1e-5);
+    f.output("out", q);
+    const RewriteReport report = f.apply("fused-qk-norm");
+    if (norms == 0) {
+      expect_refusal(report, "no weight-free RMSNorm is the only reader");
+      continue;
+    }
+    EXPECT_EQ(report.applied.size(), 1u);
+    EXPECT_EQ(f.count("qknorm_rope"), 1);
+    EXPECT_EQ(f.count("rope") + f.count("rmsnorm"), 0);
+  }
+}
+
+TEST(ApplyRewrites, UnknownNamesAreRefused) {
+  Head head;
+  expect_error(ErrorKind::usage, "unknown rewrite 'chunked-cee'; did you mean 'chunked-ce'?",
+               [&] { head.apply("chunked-cee"); });
+}
+
+}  // namespace
+}  // namespace tightloop
