@@ -1,5 +1,7 @@
 #include <cmath>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -33,8 +35,9 @@ struct RandomProgram {
     return b.slot(name);
   }
 
-  /// The same Program for the same seed, over this object's slot table.
-  Program build(uint64_t seed) {
+  /// The same Program for the same seed, over this object's slot table. In a wide one every product
+  /// of the blocks sums over more than 256 elements, which kernels do in several parts.
+  Program build(uint64_t seed, bool wide) {
     Rng rng(seed, 0);
     const auto chance = [&](int percent) {
       return rng.below(100) < static_cast<uint64_t>(percent);
@@ -44,6 +47,7 @@ struct RandomProgram {
     H = 1 + static_cast<int64_t>(rng.below(2));
     C = H * 2 * (2 + static_cast<int64_t>(rng.below(8)));
     V = 3 + static_cast<int64_t>(rng.below(40));
+    if (wide) C += 260;
     const int64_t Vp = (V + 7) / 8 * 8;
 
     Program program("random", slots);
@@ -71,7 +75,7 @@ struct RandomProgram {
         if (chance(75)) r = rmsnorm(b, r, {}, 1e-5, 1.2);
         h = reshape(b, r, {B, T, C});
       }
-      const int64_t F = 4 + static_cast<int64_t>(rng.below(30));
+      const int64_t F = (wide ? 260 : 4) + static_cast<int64_t>(rng.below(30));
       const Value pre = linear(b, h, parameter(b, "up" + at, {F, C}));
       const Value hidden = relu2(b, pre);
       Value y = chance(75) ? linear(b, hidden, parameter(b, "down" + at, {C, F}))
@@ -126,17 +130,25 @@ double worst_error(const TensorView& got, const TensorView& want) {
   return worst / scale;
 }
 
+#ifdef TL_SANITIZED
+constexpr uint64_t kPrograms{80};
+#else
+constexpr uint64_t kPrograms{200};
+#endif
+constexpr uint64_t kWideEvery{20};
+
 TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
-  int applied = 0, refused = 0;
-  for (uint64_t seed = 1; seed <= 200; ++seed) {
+  std::map<std::string, uint64_t> applied, refused, applied_wide;
+  for (uint64_t seed = 1; seed <= kPrograms; ++seed) {
     SCOPED_TRACE(seed);
+    const bool wide = seed % kWideEvery == 0;
     RandomProgram random;
-    const Program plain = random.build(seed);
+    const Program plain = random.build(seed, wide);
     Interpreter truth(plain, Device::ref);
     random.fill([&](const std::string& name) { return truth.slot(name); }, seed);
     truth.run();
 
-    Program rewritten = random.build(seed);
+    Program rewritten = random.build(seed, wide);
     Rng rng(seed, 99);
     std::vector<std::string> names;
     for (const Rewrite& rewrite : all_rewrites()) {
@@ -144,8 +156,9 @@ TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
     }
     for (const RewriteReport& report :
          apply_rewrites(rewritten, op_table(), names, {.ce_chunk_bytes = 2048})) {
-      applied += static_cast<int>(report.applied.size());
-      refused += static_cast<int>(report.not_applied.size());
+      applied[report.name] += report.applied.size();
+      refused[report.name] += report.not_applied.size();
+      if (wide) applied_wide[report.name] += report.applied.size();
     }
     for (Device device : {Device::cpu, Device::ref}) {
       const Plan plan = make_plan(rewritten, device);
@@ -162,9 +175,13 @@ TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
       }
     }
   }
-  // The generator must reach both: places where rewrites apply, and places where they must not.
-  EXPECT_GT(applied, 200);
-  EXPECT_GT(refused, 50);
+  // The generator must reach both: places where each rewrite applies, and places where it must not.
+  for (const Rewrite& rewrite : all_rewrites()) {
+    const std::string name(rewrite.name);
+    EXPECT_GE(applied[name], kPrograms / 4) << name;
+    EXPECT_GE(applied_wide[name], kPrograms / 40) << name << ", in wide Programs";
+    EXPECT_GE(refused[name], kPrograms / 20) << name;
+  }
 }
 
 }  // namespace
