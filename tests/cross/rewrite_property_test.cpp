@@ -152,7 +152,7 @@ TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
     Rng rng(seed, 99);
     std::vector<std::string> names;
     for (const Rewrite& rewrite : all_rewrites()) {
-      if (rng.below(3) > 0) names.emplace_back(rewrite.name);
+      if (wide || rng.below(3) > 0) names.emplace_back(rewrite.name);
     }
     for (const RewriteReport& report :
          apply_rewrites(rewritten, op_table(), names, {.ce_chunk_bytes = 2048})) {
