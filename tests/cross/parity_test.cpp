@@ -1,9 +1,11 @@
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 
 #include <gtest/gtest.h>
 
 #include "tightloop/train/check_case.h"
+#include "tightloop/train/programs.h"
 
 namespace tightloop {
 namespace {
@@ -46,6 +48,43 @@ TEST(ParityCase, SweepHasNoneEachPairAndAll) {
   EXPECT_EQ(one, 4u);
   EXPECT_EQ(two, 6u);
   EXPECT_EQ(four, 1u);
+}
+
+TEST(ParityCase, RewriteThatDoesNotApplyFails) {
+  const NanochatConfig model{.sequence_len = 8,
+                             .vocab_size = 9,
+                             .n_layer = 2,
+                             .n_head = 2,
+                             .n_kv_head = 2,
+                             .n_embd = 32,
+                             .window_pattern = "L"};
+  TrainProgramsSpec spec{.model = model};
+  for (const Rewrite& rewrite : all_rewrites()) spec.rewrites.emplace_back(rewrite.name);
+  const TrainPrograms programs = build_train_programs(spec, {});
+  Program program = programs.first_micro_step.program;
+  EXPECT_EQ(unapplied_rewrites(program.name(), programs.first_micro_step.reports),
+            std::vector<std::string>{});
+
+  // What has been rewritten has no relu2 and no cross-entropy left, and one norm that never fits.
+  CaseReport report;
+  report.failures = unapplied_rewrites(
+      program.name(), apply_rewrites(program, op_table(), spec.rewrites, spec.rewrite_options));
+  EXPECT_FALSE(report.ok());
+  const auto fails_with = [&](const std::string& sentence) {
+    return std::find(report.failures.begin(), report.failures.end(), sentence) !=
+           report.failures.end();
+  };
+  EXPECT_TRUE(
+      fails_with("rewrite fused-relu2 did not apply to the Program 'micro-step, first': no site"));
+  EXPECT_TRUE(
+      fails_with("rewrite chunked-ce did not apply to the Program 'micro-step, first': no site"));
+  EXPECT_EQ(report.failures.size(), spec.rewrites.size())
+      << ::testing::PrintToString(report.failures);
+  const auto reason =
+      std::find_if(report.failures.begin(), report.failures.end(),
+                   [](const std::string& s) { return s.find("rewrite fused-rmsnorm") == 0; });
+  ASSERT_NE(reason, report.failures.end());
+  EXPECT_EQ(reason->find("no site"), std::string::npos) << *reason;  // the first reason is given
 }
 
 }  // namespace

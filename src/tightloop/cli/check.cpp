@@ -97,7 +97,7 @@ int run_check(const CheckFlags& flags) {
         take(run_nanochat_case(folder, {.device = device, .rewrites = set}));
     }
   }
-  if (!flags.json) out(fmt::format("{} runs, {} out of tolerance\n", ran, failed));
+  if (!flags.json) out(fmt::format("{} runs, {} failed\n", ran, failed));
   return failed == 0 ? kDone : kJudgedFailed;
 }
 
@@ -115,7 +115,7 @@ void add_check(CLI::App& app, Runner& runner) {
   command->add_flag("--json", flags->json, "one JSON object per run on stdout");
   command->footer(
       "Example: tightloop check tests/golden/* --device cpu --rewrites all\n"
-      "Exit code 1 when a case is out of tolerance.");
+      "Exit code 1 when a quantity is out of tolerance, or a rewrite applies nowhere.");
   command->allow_extras();
   command->callback([flags, &runner] { runner = [flags] { return run_check(*flags); }; });
 }

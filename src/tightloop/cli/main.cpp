@@ -63,13 +63,41 @@ std::string message_of(const CLI::ParseError& e) {
   return what;
 }
 
+/// What the documents name and this version does not have, and what to use instead.
+struct NotYet {
+  std::string_view command;  // the one that it belongs to; empty: several
+  std::string_view word;
+  std::string_view why;
+  std::string_view instead;
+};
+
+constexpr NotYet kNotYet[]{
+    {"train", "--core-metric-every", "the CORE tasks are not implemented",
+     "`--eval-every`, the validation loss"},
+    {"", "--fused-norm-linear", "no op joins a norm with the linear layer after it",
+     "`--fused-rmsnorm`, which joins a norm with the sum before it"},
+    {"check", "--bisect", "check names the worst quantity, not the op behind it",
+     "`--rewrites none`, then one name at a time, with `--verbose`"},
+    {"tightloop", "chat", "models are not trained on conversations",
+     "`tightloop generate runs/NAME --prompt TEXT`, which continues a text"},
+    {"bench", "decode", "only whole steps and single ops are timed",
+     "`tightloop generate runs/NAME`, which says how fast it decoded"},
+    {"bench", "compare", "there are no recorded peers",
+     "`tightloop bench train --compare REWRITE`, which times a rewrite on and off"},
+};
+
 /// A word where a command should be, or an argument or flag that the command does not have.
 Error unknown_argument(const CLI::App& command, const std::string& name, std::string word) {
   word = word.substr(0, word.find('='));
   const std::string help = fmt::format("`{} --help`", name);
-  if (word == "--core-metric-every")
-    return {ErrorKind::unsupported,
-            "--core-metric-every is not available yet: the CORE tasks are not implemented"};
+  for (const NotYet& absent : kNotYet) {
+    if (word != absent.word || (!absent.command.empty() && command.get_name() != absent.command))
+      continue;
+    const std::string what = word.starts_with("-") ? word : fmt::format("'{} {}'", name, word);
+    return Error(ErrorKind::unsupported,
+                 fmt::format("{} is not available yet: {}", what, absent.why))
+        .with_hint(fmt::format("use what this version has: {}", absent.instead));
+  }
   const bool is_flag = word.starts_with("-");
   std::vector<std::string> known;
   if (is_flag) {
@@ -142,10 +170,10 @@ int run_command_line(int argc, char** argv) {
   std::string command = "tightloop";
   const auto refuse_unknown = [&] {
     command.clear();
-    for (const CLI::App* typed : typed_commands(app)) {
-      command += (command.empty() ? "" : " ") + typed->get_name();
-      const std::vector<std::string> extras = typed->remaining();
-      if (!extras.empty()) throw unknown_argument(*typed, command, extras[0]);
+    for (const CLI::App* level : typed_commands(app)) {
+      command += (command.empty() ? "" : " ") + level->get_name();
+      const std::vector<std::string> extras = level->remaining();
+      if (!extras.empty()) throw unknown_argument(*level, command, extras[0]);
     }
   };
   set_log_sink([](LogLevel level, std::string_view text) {

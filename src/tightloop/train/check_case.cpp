@@ -83,6 +83,17 @@ std::string case_kind(const std::string& folder) {
   return kind;
 }
 
+std::vector<std::string> unapplied_rewrites(std::string_view program,
+                                            std::span<const RewriteReport> reports) {
+  std::vector<std::string> sentences;
+  for (const RewriteReport& r : reports) {
+    if (!r.applied.empty()) continue;
+    sentences.push_back(fmt::format("rewrite {} did not apply to the Program '{}': {}", r.name,
+                                    program, r.not_applied.empty() ? "no site" : r.not_applied[0]));
+  }
+  return sentences;
+}
+
 CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& options) {
   const std::string where = in(folder, "case.json");
   const NanochatCase c = parse_nanochat_case(read_file(where, int64_t{1} << 26), where);
@@ -111,10 +122,11 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
   const PlannedProgram forward = build_forward_program(forward_spec, programs.slots);
 
   CaseReport report{folder, options.device, options.rewrites, {}, {}};
-  for (const RewriteReport& r : programs.first_micro_step.reports) {
-    if (r.applied.empty())
-      report.failures.push_back(fmt::format("rewrite {} did not apply: {}", r.name,
-                                            r.not_applied.empty() ? "no site" : r.not_applied[0]));
+  const PlannedProgram* const rewritten[]{&programs.first_micro_step, &programs.next_micro_step,
+                                          &programs.evaluation, &forward};
+  for (const PlannedProgram* planned : rewritten) {
+    for (std::string& failure : unapplied_rewrites(planned->program.name(), planned->reports))
+      report.failures.push_back(std::move(failure));
   }
 
   const SlotStore slots(programs.slots, options.device);

@@ -1,10 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tightloop/core/exec.h"
+#include "tightloop/engine/rewrite/rewrite.h"
 
 namespace tightloop {
 
@@ -37,8 +40,13 @@ struct CaseOptions {
 /// Error{unsupported} for a kind this build does not run.
 std::string case_kind(const std::string& folder);
 
+/// One sentence for each rewrite of the reports that replaced nothing in the Program `program`.
+std::vector<std::string> unapplied_rewrites(std::string_view program,
+                                            std::span<const RewriteReport> reports);
+
 /// Runs a nanochat case: logits from a forward Program; losses, gradients and updates from the
-/// training and optimizer Programs with the given rewrites. Every requested rewrite must apply.
+/// training and optimizer Programs with the given rewrites. Every requested rewrite must apply, in
+/// the first and the later micro-steps, and all but chunked-ce in the Programs without a backward.
 /// Tolerances: loss 1e-6 relative; logits 5e-6 of their largest magnitude; gradients 2e-5 in
 /// |a-b| / |b|; final parameters 2e-3 in |a-b| / |update| (nanochat-a: 1e-4 and 5e-3).
 CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& options);

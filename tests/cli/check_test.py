@@ -1,0 +1,63 @@
+"""What `check` judges and its exit codes; flags and commands that this version lacks."""
+import json
+import pathlib
+import shutil
+import unittest
+
+from common import Case
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "tiny-nanochat-2026-07"
+REWRITES = ["fused-qk-norm", "fused-relu2", "fused-rmsnorm", "chunked-ce"]
+
+
+class Check(Case):
+    def check(self, code, *args):
+        result = self.run_tool("check", *args, "--device", "cpu")
+        self.assertEqual(result.returncode, code, result.stderr + result.stdout)
+        return result.stdout
+
+    def test_a_case_that_holds(self):
+        shown = self.check(0, GOLDEN, "--rewrites", "all")
+        self.assertIn(f"[{' '.join(REWRITES)}]", shown)
+        self.assertIn("1 runs, 0 failed\n", shown)
+
+    def test_a_case_that_does_not(self):
+        case = self.dir / "case"
+        shutil.copytree(GOLDEN, case)
+        path = case / "case.json"
+        changed = json.loads(path.read_text())
+        changed["losses"][0] *= 1 + 1e-5
+        path.write_text(json.dumps(changed))
+        shown = self.check(1, GOLDEN, case, "--rewrites", "none")
+        self.assertRegex(shown, r"(?m)^ok .*tiny-nanochat-2026-07 ")
+        self.assertRegex(shown, r"(?m)^FAIL .*case .*worst loss\.step0 1\.00e-05 of 1e-06$")
+        self.assertRegex(shown, r"(?m)^ +FAIL loss\.step0: 1\.000e-05, tolerance 1e-06$")
+        self.assertIn("2 runs, 1 failed\n", shown)
+        report = json.loads(self.check(1, case, "--rewrites", "none", "--json"))
+        self.assertFalse(report["ok"])
+        self.assertEqual(report["failures"], [])
+
+    def test_unknown_rewrite(self):
+        result = self.run_tool("check", GOLDEN, "--rewrites", "fused-relu3")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("unknown rewrite 'fused-relu3'", result.stderr)
+        self.assertIn("fused-relu2", result.stderr)
+
+    def test_what_this_version_lacks_is_named(self):
+        for args, instead in [(["check", GOLDEN, "--bisect"], "--rewrites none"),
+                              (["train", "--fused-norm-linear"], "--fused-rmsnorm"),
+                              (["train", "--core-metric-every=5"], "--eval-every"),
+                              (["explain", "--fused-norm-linear"], "--fused-rmsnorm"),
+                              (["chat"], "tightloop generate"),
+                              (["chat", "runs/x"], "tightloop generate"),
+                              (["bench", "decode"], "tightloop generate"),
+                              (["bench", "compare"], "bench train --compare")]:
+            result = self.run_tool(*args)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertRegex(result.stderr, r"(?m)^error: .* is not available yet: ")
+            self.assertRegex(result.stderr, rf"(?m)^hint: use what this version has: .*{instead}")
+            self.assertEqual(result.stdout, "")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
