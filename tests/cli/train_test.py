@@ -106,6 +106,63 @@ class Train(Case):
         self.assertEqual(self.summary(run)["status"], "killed")
         self.assertEqual(len(list((run / "checkpoints").glob("step_*"))), 1)
 
+    def test_sigterm_does_not_wait_for_a_long_step_or_evaluation(self):
+        env = dict(os.environ, TL_HOME=str(self.home / "tl"))
+        long_step = ["--total-batch-size", "51200000", "--num-iterations", "2", "--eval-every", "-1"]
+        long_evaluation = ["--eval-tokens", "4000", "--num-iterations", "100000",
+                           "--eval-every", "1"]
+        for options in [long_step, long_evaluation]:
+            process = subprocess.Popen([common.BINARY, "train", "--data", str(self.data), *TINY,
+                                        *options], cwd=self.dir, env=env, stderr=subprocess.PIPE,
+                                       text=True)
+            deadline = time.time() + 60
+            while time.time() < deadline and not list(self.dir.glob("runs/*/run.json")):
+                time.sleep(0.02)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=120)   # a step takes far longer
+            self.assertEqual(process.returncode, 130, stderr)
+            run = self.only_run()
+            self.assertEqual(self.summary(run)["status"], "killed")
+            if options is long_step:
+                self.assertFalse((run / "steps.bin").exists())   # not one step
+                self.assertEqual(self.checkpoint_names(), {"step_000000"})
+            os.rename(self.dir / "runs", self.dir / f"runs-{len(options)}-{options[0][2:]}")
+
+    def test_an_interrupted_step_or_evaluation_is_taken_again(self):
+        # Steps of 128 micro-steps, evaluations of 30 batches: almost every signal meets one.
+        options = ["--total-batch-size", "32768", "--num-iterations", "6", "--eval-every", "2",
+                   "--eval-tokens", "7680", "--warmup-steps", "2"]
+        whole = self.train(*options)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        run = self.only_run()
+        expected = losses(run), weights(run, 6), common.evaluations(run)
+        os.rename(self.dir / "runs", self.dir / "whole")
+        env = dict(os.environ, TL_HOME=str(self.home / "tl"))
+        command = [common.BINARY, "train", "--data", str(self.data), *TINY, *options]
+        interrupted = 0
+        for wait in [0.0, 0.1, 0.2, 0.3, 0.45]:
+            process = subprocess.Popen(command, cwd=self.dir, env=env, stderr=subprocess.DEVNULL)
+            known = set(self.dir.glob("runs/*/run.json"))
+            deadline = time.time() + 60
+            while time.time() < deadline and process.poll() is None and not known:
+                known = set(self.dir.glob("runs/*/run.json"))
+            time.sleep(wait)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=120)
+            self.assertIn(code, [0, 130, -signal.SIGTERM])
+            interrupted += code == 130
+            if any(self.dir.glob("runs/*/checkpoints/step_??????")):
+                command = [common.BINARY, "train", "--resume", str(self.only_run())]
+            else:   # the signal came before training
+                subprocess.run(["rm", "-rf", str(self.dir / "runs")], check=True)
+        if "--resume" not in command or not (self.only_run() / "checkpoints/step_000006").exists():
+            self.assertEqual(subprocess.run(command, cwd=self.dir, env=env,
+                                            stderr=subprocess.DEVNULL).returncode, 0)
+        self.assertGreater(interrupted, 0)
+        run = self.only_run()
+        self.assertEqual(expected, (losses(run), weights(run, 6), common.evaluations(run)))
+
     def test_rewrites_keep_the_loss(self):
         on = self.reference(12)
         kept = [loss for _, loss in losses(on)]

@@ -1,5 +1,6 @@
 #include "tightloop/engine/executable.h"
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 
@@ -16,6 +17,14 @@ Workspace::Workspace(const std::vector<const Plan*>& plans) {
   block_ = MemoryBlock(arena_bytes_ + scratch);
 }
 
+namespace {
+std::atomic<int64_t> g_programs_bound{0};
+}
+
+int64_t programs_bound() {
+  return g_programs_bound.load();
+}
+
 Executable::Executable(Program program,
                        Plan plan,
                        const SlotStore& slots,
@@ -25,6 +34,7 @@ Executable::Executable(Program program,
       slots_(&slots),
       workspace_(&workspace),
       exec_{plan_.device, workspace.scratch()} {
+  ++g_programs_bound;
   TL_CHECK(plan_.device == slots.device());
   calls_.reserve(program_.ops().size());
   for (const Op& op : program_.ops()) {

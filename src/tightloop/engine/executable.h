@@ -39,6 +39,9 @@ struct NonFinite {
   std::string what;  // "linear in 'layer 3/mlp', output 0 f32(8, 512), element 17: nan"
 };
 
+/// Programs bound by this process so far: what is captured on a device that captures.
+int64_t programs_bound();
+
 /// A Program bound to memory and kernels. run() is a loop over bound kernels: no allocation, no
 /// look-up, nothing decided.
 class Executable {

@@ -24,18 +24,20 @@ double Evaluation::excess_error() const {
   return std::sqrt(std::max(0.0, excess_squares / n - mean * mean) / n);
 }
 
-Evaluation evaluate(Executable& program,
-                    const SlotStore& slots,
-                    const DocumentOptions& documents,
-                    int64_t batches,
-                    const std::vector<int32_t>& byte_lengths,
-                    Batch& batch) {
+std::optional<Evaluation> evaluate(Executable& program,
+                                   const SlotStore& slots,
+                                   const DocumentOptions& documents,
+                                   int64_t batches,
+                                   const std::vector<int32_t>& byte_lengths,
+                                   Batch& batch,
+                                   const std::atomic<bool>& stop) {
   const TensorView tokens = slots.view(kTokensSlot), targets = slots.view(kTargetsSlot);
   const ConstTensorView losses = slots.view(kEvalLossSlot);
   RowPacker packer(documents, tokens.shape()[1]);
   Evaluation e;
   e.has_floor = packer.has_floor();
   for (int64_t i = 0; i < batches; ++i) {
+    if (stop.load(std::memory_order_relaxed)) return std::nullopt;
     fill_batch(packer, tokens.shape()[0], batch);
     std::memcpy(tokens.data, batch.tokens.data(), static_cast<size_t>(tokens.bytes()));
     std::memcpy(targets.data, batch.targets.data(), static_cast<size_t>(targets.bytes()));
@@ -108,7 +110,9 @@ EvaluateResult evaluate_checkpoint(const EvaluateRequest& request) {
   load_checkpoint_slots(request.checkpoint, slots, false);
   init_rope_table(model, slots.view("rope_table"));
   Batch batch;
-  result.evaluation = evaluate(program, slots, documents, batches, tokenizer.byte_lengths(), batch);
+  const std::atomic<bool> stop{false};
+  result.evaluation =
+      *evaluate(program, slots, documents, batches, tokenizer.byte_lengths(), batch, stop);
   return result;
 }
 

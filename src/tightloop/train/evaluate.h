@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -33,13 +34,14 @@ struct Evaluation {
 
 /// Runs `batches` whole batches from the start of the validation data through an evaluation Program
 /// bound to `slots`. byte_lengths: bytes of each token, 0 for specials. `batch` is scratch that is
-/// kept.
-Evaluation evaluate(Executable& program,
-                    const SlotStore& slots,
-                    const DocumentOptions& documents,
-                    int64_t batches,
-                    const std::vector<int32_t>& byte_lengths,
-                    Batch& batch);
+/// kept. Nothing when `stop` was set before the end.
+std::optional<Evaluation> evaluate(Executable& program,
+                                   const SlotStore& slots,
+                                   const DocumentOptions& documents,
+                                   int64_t batches,
+                                   const std::vector<int32_t>& byte_lengths,
+                                   Batch& batch,
+                                   const std::atomic<bool>& stop);
 
 struct EvaluateRequest {
   std::string checkpoint;

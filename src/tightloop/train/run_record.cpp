@@ -70,7 +70,9 @@ std::unique_ptr<RunFolder> RunFolder::create(const std::string& dir, const std::
   return std::unique_ptr<RunFolder>(new RunFolder(path, false));
 }
 
-std::unique_ptr<RunFolder> RunFolder::reopen(const std::string& path, int64_t step) {
+std::unique_ptr<RunFolder> RunFolder::reopen(const std::string& path,
+                                             int64_t step,
+                                             bool evaluated) {
   std::unique_ptr<RunFolder> folder(new RunFolder(path, true));
   const std::string steps = folder->file("steps.bin");
   if (fs::exists(steps)) {
@@ -85,7 +87,8 @@ std::unique_ptr<RunFolder> RunFolder::reopen(const std::string& path, int64_t st
     const CsvTable table = read_csv(evals);
     std::string text = csv_header(table.columns).text() + "\n";
     for (const auto& row : table.rows) {
-      if (parse_integer(row[table.column("step")]) > step) continue;
+      const int64_t of = parse_integer(row[table.column("step")]);
+      if (of > step || (of == step && !evaluated)) continue;
       CsvRow csv;
       for (const std::string& field : row) csv.add(std::string_view(field));
       text += csv.text() + "\n";

@@ -49,9 +49,9 @@ class RunFolder {
  public:
   /// Creates `<dir>/<date>-<name>-<id>` (id: 6 hex digits). Error{io} with a hint.
   static std::unique_ptr<RunFolder> create(const std::string& dir, const std::string& name);
-  /// Opens an existing folder to continue it: steps from `step` on and
-  /// evaluations after it are dropped (the evaluation at `step` came before its checkpoint).
-  static std::unique_ptr<RunFolder> reopen(const std::string& path, int64_t step);
+  /// Opens an existing folder to continue it: steps from `step` on and evaluations after it are
+  /// dropped; that at `step` itself stays when it came before the checkpoint (`evaluated`).
+  static std::unique_ptr<RunFolder> reopen(const std::string& path, int64_t step, bool evaluated);
   ~RunFolder();
 
   const std::string& path() const { return path_; }

@@ -22,7 +22,8 @@ TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>&
   } else {
     restore();
     const fs::path checkpoint = fs::absolute(resume_checkpoint).lexically_normal();
-    folder = RunFolder::reopen(checkpoint.parent_path().parent_path().string(), first_step);
+    folder = RunFolder::reopen(checkpoint.parent_path().parent_path().string(), first_step,
+                               !evaluation_pending);
     if (fs::exists(folder->file("steps.bin"))) history = read_steps(folder->file("steps.bin"));
     if (static_cast<int64_t>(history.size()) != first_step)
       fail(ErrorKind::data, "{} holds {} steps, the checkpoint is at step {}",
@@ -59,66 +60,72 @@ bool Trainer::Impl::due(int64_t every, int64_t step) const {
   return every > 0 && step % every == 0;
 }
 
+void Trainer::Impl::record_evaluation(const EvalReport& report, TrainObserver& observer) {
+  const double bpb = report.record.val_bpb;
+  min_val_bpb = std::min(min_val_bpb.value_or(bpb), bpb);
+  folder->add_eval(report.record);
+  observer.on_eval(report);
+  const bool earlier = result.last_eval.has_value();
+  result.last_eval = report;
+  if (!config.target_threshold) return;
+  const double metric = config.target_metric == "val_bpb" ? bpb : report.record.val_loss;
+  if (metric <= *config.target_threshold && !time_to_target) {
+    // Linear between the last two evaluations; the lab measures with more care.
+    const double share =
+        !earlier || previous_metric <= metric
+            ? 1.0
+            : (previous_metric - *config.target_threshold) / (previous_metric - metric);
+    time_to_target = previous_clock + share * (report.record.clock_sec - previous_clock);
+    result.reached_target = true;
+  }
+  previous_metric = metric;
+  previous_clock = report.record.clock_sec;
+}
+
 void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop) {
   const int64_t N = plan.transfer.steps;
   const std::optional<DataCursor> from =
       cursor.identity.empty() ? std::nullopt : std::optional<DataCursor>(cursor);
   BatchLoader loader(train_documents, plan.rows_per_step, config.max_seq_len, from);
+  bound_at_start = programs_bound();
   startup_s = seconds_since(kProcessStart);
   const Clock::time_point start = Clock::now();
-  double previous_metric = 0.0, previous_clock = 0.0;
   for (int64_t step = first_step;; ++step) {
-    const bool last = step == N, resumed_here = step == first_step && step > 0;
+    const bool resumed_here = step == first_step && !resume_checkpoint.empty();
+    const auto end_interrupted = [&](bool saved) {
+      if (!saved && !resumed_here) save(step, observer);
+      result.interrupted = true;
+      close("killed");
+    };
     result.steps_done = step;
-    if (evaluation_due(step) && !resumed_here) {
-      EvalReport report = evaluate_now(step);
-      const double bpb = report.record.val_bpb;
-      min_val_bpb = std::min(min_val_bpb.value_or(bpb), bpb);
-      folder->add_eval(report.record);
-      observer.on_eval(report);
-      result.last_eval = report;
-      if (config.target_threshold) {
-        const double metric = config.target_metric == "val_bpb" ? bpb : report.record.val_loss;
-        if (metric <= *config.target_threshold && !time_to_target) {
-          // Linear between the last two evaluations; the lab measures with more care.
-          const double share =
-              step == first_step || previous_metric <= metric
-                  ? 1.0
-                  : (previous_metric - *config.target_threshold) / (previous_metric - metric);
-          time_to_target = previous_clock + share * (report.record.clock_sec - previous_clock);
-          result.reached_target = true;
-        }
-        previous_metric = metric;
-        previous_clock = report.record.clock_sec;
-      }
+    if (evaluation_due(step) && (!resumed_here || evaluation_pending)) {
+      evaluation_pending = true;
+      const std::optional<EvalReport> report = evaluate_now(step, stop);
+      if (!report) return end_interrupted(false);
+      evaluation_pending = false;
+      record_evaluation(*report, observer);
     }
-    const bool finished = last || result.reached_target;
+    const bool finished = step == N || result.reached_target;
     if (finished || (step > 0 && due(config.sample_every, step) && !resumed_here)) {
       if (config.device == Device::cpu) observer.on_sample(step, "", sample_text());
     }
-    const bool stopping = stop.load(std::memory_order_relaxed);
-    if (finished || stopping || (step > 0 && due(config.save_every, step) && !resumed_here)) {
-      if (!(resumed_here && step == first_step)) save(step, observer);
-    }
-    if (stopping && !finished) {
-      result.interrupted = true;
-      close("killed");
-      return;
-    }
+    const bool save_here = finished || (step > 0 && due(config.save_every, step) && !resumed_here);
+    if (save_here && !resumed_here) save(step, observer);
     if (finished) {
       close("ok");
       return;
     }
-    const StepRecord record = train_step(step, loader);
-    loss_ema = kLossDecay * loss_ema + (1.0 - kLossDecay) * record.loss;
-    history.push_back(record);
-    folder->add_step(record);
+    const std::optional<StepRecord> record = train_step(step, loader, stop);
+    if (!record) return end_interrupted(save_here);
+    loss_ema = kLossDecay * loss_ema + (1.0 - kLossDecay) * record->loss;
+    history.push_back(*record);
+    folder->add_step(*record);
     StepReport report;
-    report.record = record;
+    report.record = *record;
     report.steps = N;
     report.smoothed_loss = smoothed(step + 1);
     report.tokens_per_second =
-        static_cast<double>(plan.transfer.batch) / (static_cast<double>(record.dt_ns) * 1e-9);
+        static_cast<double>(plan.transfer.batch) / (static_cast<double>(record->dt_ns) * 1e-9);
     report.elapsed_s = seconds_since(start);
     report.eta_s = report.elapsed_s / static_cast<double>(step + 1 - first_step) *
                    static_cast<double>(N - step - 1);

@@ -37,6 +37,7 @@ struct TrainPlan {
   std::vector<std::string> notes;       // what was derived differently than asked for
   double startup_ms = 0.0;              // build, differentiate, rewrite and plan
   ScheduleOptions schedule;
+  BaseRates rates;            // resolved, before any factor
   double target_ratio = 0.0;  // --target-param-data-ratio, resolved
 };
 
@@ -111,9 +112,10 @@ class Trainer {
   /// Loads the checkpoint named by --resume and saves what was loaded as the checkpoint `folder`:
   /// the same bytes, or the round trip loses something.
   void copy_checkpoint(const std::string& folder);
-  /// Trains; `stop` is looked at after every step. Error{oom} before anything is written when the
-  /// plan is larger than memory. On Error{numeric} the run folder is left as it is with a summary
-  /// saying so.
+  /// Trains; `stop` is looked at before every micro-step and every batch of an evaluation: an
+  /// unfinished one is given up and taken again when the run is resumed. Error{oom} before anything
+  /// is written when the plan is larger than memory. On Error{numeric} the run folder is left as it
+  /// is with a summary saying so.
   TrainResult run(TrainObserver& observer, const std::atomic<bool>& stop);
 
  private:

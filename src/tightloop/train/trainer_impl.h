@@ -51,14 +51,19 @@ struct Trainer::Impl {
   // Loop state.
   int64_t first_step = 0;
   int64_t process_steps = 0;
-  double earlier_processes_s = 0.0;         // host time of the processes that this one continues
-  double startup_s = 0.0;                   // process start to the first step
-  int64_t step_plans = 0, step_blocks = 0;  // made inside counted steps: both must stay 0
+  double earlier_processes_s = 0.0;  // host time of the processes that this one continues
+  double startup_s = 0.0;            // process start to the first step
+  int64_t step_plans = 0, step_blocks = 0,
+          step_binds = 0;      // made inside counted steps: must stay 0
+  int64_t bound_at_start = 0;  // Programs bound before the first step
+  double bind_ms = 0.0;
   double loss_ema = 0.0;
   std::optional<double> min_val_bpb;
   std::vector<StepRecord> history;
   std::optional<double> time_to_target;
+  double previous_metric = 0.0, previous_clock = 0.0;  // of the evaluation before, in this process
   DataCursor cursor;
+  bool evaluation_pending = false;  // at first_step: its evaluation was interrupted
   TrainResult result;
   Batch val_batch;
 
@@ -68,9 +73,14 @@ struct Trainer::Impl {
   /// Everything that follows from --depth and the flags.
   void resolve();
   void build();
+  TrainPrograms build_programs(const NanochatConfig& model,
+                               int64_t micro_batch,
+                               const std::vector<ParameterGroup>& groups) const;
+  /// What the plan would need with another micro-batch and depth.
+  int64_t planned_bytes(int64_t micro_batch, int64_t depth) const;
   void check_memory() const;
-  /// The plan by purpose, and the flag that helps most.
-  [[noreturn]] void fail_memory(const std::string& limit) const;
+  /// The plan by purpose, and what would fit `available` bytes.
+  [[noreturn]] void fail_memory(const std::string& limit, int64_t available) const;
   void allocate();
   ValidationData validation() const;
 
@@ -90,8 +100,12 @@ struct Trainer::Impl {
   /// Counted steps' time, and for each uncounted one the median of the first 50 counted.
   double train_clock() const;
   [[noreturn]] void fail_non_finite(int64_t step, Executable& micro, double loss);
-  StepRecord train_step(int64_t step, BatchLoader& loader);
-  EvalReport evaluate_now(int64_t step);
+  /// Nothing when `stop` was set on the way: parameters, optimizer and cursor are then those of the
+  /// step before, and the step can be taken again.
+  std::optional<StepRecord> train_step(int64_t step,
+                                       BatchLoader& loader,
+                                       const std::atomic<bool>& stop);
+  std::optional<EvalReport> evaluate_now(int64_t step, const std::atomic<bool>& stop);
   /// Text from the present weights. Prompt: the beginning of a document.
   std::string sample_text();
 
@@ -109,6 +123,7 @@ struct Trainer::Impl {
   bool evaluation_due(int64_t step) const;
   bool due(int64_t every, int64_t step) const;
   void loop(TrainObserver& observer, const std::atomic<bool>& stop);
+  void record_evaluation(const EvalReport& report, TrainObserver& observer);
 };
 
 }  // namespace tightloop

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 
 #include "tightloop/core/file.h"
 #include "tightloop/core/sha256.h"
@@ -11,6 +12,7 @@
 #include "tightloop/train/checkpoint.h"
 #include "tightloop/train/data/synth.h"
 #include "tightloop/train/derive.h"
+#include "tightloop/train/memory_hint.h"
 #include "tightloop/train/trainer_impl.h"
 
 namespace tightloop {
@@ -115,6 +117,7 @@ void Trainer::Impl::resolve() {
   }
   schedule = std::make_unique<Schedule>(config.recipe, d.transfer.steps, d.schedule);
   plan.schedule = d.schedule;
+  plan.rates = d.rates;
   plan.target_ratio = d.param_data_ratio;
   if (config.target_metric != "val_bpb" && config.target_metric != "val_loss")
     fail(ErrorKind::usage, "--target-metric '{}' must be val_bpb or val_loss",
@@ -141,27 +144,51 @@ void Trainer::Impl::resolve() {
   plan.eval_tokens = static_cast<double>(plan.eval_batches * micro_tokens);
 }
 
+TrainPrograms Trainer::Impl::build_programs(const NanochatConfig& model,
+                                            int64_t micro_batch,
+                                            const std::vector<ParameterGroup>& groups) const {
+  return build_train_programs({.model = model,
+                               .batch = micro_batch,
+                               .rewrites = config.enabled_rewrites(),
+                               .rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes},
+                               .device = config.device},
+                              groups);
+}
+
 void Trainer::Impl::build() {
   const Clock::time_point start = Clock::now();
   programs = std::make_unique<TrainPrograms>(
-      build_train_programs({.model = plan.model,
-                            .batch = config.device_batch_size,
-                            .rewrites = config.enabled_rewrites(),
-                            .rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes},
-                            .device = config.device},
-                           plan.groups));
+      build_programs(plan.model, config.device_batch_size, plan.groups));
   plan.startup_ms = 1e3 * seconds_since(start);
   plan.memory = memory_table(*programs->slots, config.device, programs->plans());
   for (const MemoryLine& line : plan.memory) plan.memory_bytes += line.bytes;
 }
 
+int64_t Trainer::Impl::planned_bytes(int64_t micro_batch, int64_t depth) const {
+  TrainConfig other = config;
+  other.device_batch_size = micro_batch;
+  other.depth = depth;
+  Derived d;
+  try {
+    d = derive(other, tokenizer->vocab_size());
+  } catch (const Error&) {
+    return std::numeric_limits<int64_t>::max();  // no such run
+  }
+  const TrainPrograms p = build_programs(d.model, d.device_batch_size, d.groups);
+  int64_t bytes = 0;
+  for (const MemoryLine& line : memory_table(*p.slots, config.device, p.plans()))
+    bytes += line.bytes;
+  return bytes;
+}
+
 void Trainer::Impl::check_memory() const {
   const int64_t available = memory_available_bytes();
   if (plan.memory_bytes > available)
-    fail_memory(fmt::format("{:.2f} GiB are free", static_cast<double>(available) / 0x1p30));
+    fail_memory(fmt::format("{:.2f} GiB are free", static_cast<double>(available) / 0x1p30),
+                available);
 }
 
-void Trainer::Impl::fail_memory(const std::string& limit) const {
+void Trainer::Impl::fail_memory(const std::string& limit, int64_t available) const {
   std::vector<MemoryLine> lines = plan.memory;
   std::sort(lines.begin(), lines.end(),
             [](const MemoryLine& a, const MemoryLine& b) { return a.bytes > b.bytes; });
@@ -172,12 +199,9 @@ void Trainer::Impl::fail_memory(const std::string& limit) const {
   Error error(ErrorKind::oom,
               fmt::format("the plan needs {:.2f} GiB, {}; by purpose (GiB): {}",
                           static_cast<double>(plan.memory_bytes) / 0x1p30, limit, table));
-  if (lines[0].purpose == "activations" && config.device_batch_size > 1)
-    error.with_hint(fmt::format("use a smaller micro-batch: `--device-batch-size {}`",
-                                config.device_batch_size / 2));
-  else
-    error.with_hint(
-        fmt::format("use a smaller model: `--depth {}`", std::max<int64_t>(1, config.depth / 2)));
+  error.with_hint(memory_hint(
+      config.device_batch_size, config.depth, available,
+      [this](int64_t micro_batch, int64_t depth) { return planned_bytes(micro_batch, depth); }));
   throw error.with_context("cannot start training");
 }
 
@@ -187,8 +211,10 @@ void Trainer::Impl::allocate() {
     workspace = std::make_unique<Workspace>(programs->plans());
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::oom) throw;
-    fail_memory(fmt::format("but the system refuses: {}", e.message()));
+    // How much it would give is not known.
+    fail_memory(fmt::format("but the system refuses: {}", e.message()), plan.memory_bytes / 2);
   }
+  const Clock::time_point start = Clock::now();
   const auto bind = [&](const PlannedProgram& p) {
     return std::make_unique<Executable>(p.program, p.plan, *slots, *workspace);
   };
@@ -196,6 +222,7 @@ void Trainer::Impl::allocate() {
   next = bind(programs->next_micro_step);
   evaluation = bind(programs->evaluation);
   optimizer = bind(programs->optimizer);
+  bind_ms = 1e3 * seconds_since(start);
   init_rope_table(plan.model, slots->view("rope_table"));
 }
 

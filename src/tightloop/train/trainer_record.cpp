@@ -22,6 +22,15 @@ double mib(int64_t bytes) {
   return static_cast<double>(bytes) / 0x1p20;
 }
 
+/// K: the mean over the steps of rate x decay, as a share of its peak. With it an update is
+/// remembered for tau / K.
+double schedule_share(const Schedule& schedule) {
+  double sum = 0.0;
+  for (int64_t s = 0; s < schedule.steps(); ++s)
+    sum += schedule.lr_multiplier(s) * schedule.weight_decay_multiplier(s);
+  return sum / static_cast<double>(schedule.steps());
+}
+
 }  // namespace
 
 double median(std::vector<double> values) {
@@ -70,8 +79,20 @@ OrderedJson Trainer::Impl::run_json() const {
   json["warmdown_ratio"] = plan.schedule.warmdown_ratio;
   json["warmdown_shape"] = name_of(plan.schedule.warmdown_shape);
   json["final_lr_frac"] = plan.schedule.final_lr_frac;
-  json["weight_decay"] = plan.transfer.weight_decay;
+  json["device_batch_size"] = config.device_batch_size;
+  json["rates"] = {{"matrix_lr", plan.rates.matrix_lr},
+                   {"embedding_lr", plan.rates.embedding_lr},
+                   {"unembedding_lr", plan.rates.unembedding_lr},
+                   {"scalar_lr", plan.rates.scalar_lr},
+                   {"weight_decay", plan.rates.weight_decay}};
+  json["transfer_rule"] = "nanochat";
+  json["b_opt_pred"] = plan.transfer.predicted_batch;
   json["lr_factor"] = plan.transfer.lr_factor;
+  json["weight_decay"] = plan.transfer.weight_decay;
+  if (std::isfinite(plan.transfer.tau)) {
+    json["tau"] = plan.transfer.tau;
+    json["tau_eff"] = plan.transfer.tau / schedule_share(*schedule);
+  }
   OrderedJson memory;
   for (const MemoryLine& line : plan.memory) memory[line.purpose] = line.bytes;
   json["memory_plan_bytes"] = memory;
@@ -134,7 +155,10 @@ OrderedJson Trainer::Impl::summary_json() const {
   json["process_sec"] = process_seconds();
   json["startup_sec"] = startup_s;
   if (!history.empty()) json["first_step_ms"] = 1e-6 * static_cast<double>(history[0].dt_ns);
+  json["programs_bound"] = bound_at_start;
+  json["bind_ms"] = bind_ms;
   json["plans_made_in_steps"] = step_plans;
+  json["programs_bound_in_steps"] = step_binds;
   json["blocks_made_in_steps"] = step_blocks;
   json["planned_bytes"] = result.planned_bytes;
   json["peak_bytes"] = result.peak_bytes;

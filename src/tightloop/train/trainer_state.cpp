@@ -17,6 +17,7 @@ OrderedJson Trainer::Impl::state_json(int64_t step) const {
   json["loss_ema"] = loss_ema;
   if (min_val_bpb) json["min_val_bpb"] = *min_val_bpb;
   if (time_to_target) json["time_to_target_sec"] = *time_to_target;
+  if (evaluation_pending) json["evaluation_pending"] = true;
   json["process_sec"] = process_seconds();
   json["data"] = to_json(cursor);
   json["tokenizer"] = tokenizer->content_hash();
@@ -39,6 +40,7 @@ void Trainer::Impl::restore() {
     min_val_bpb = get_double(state, "min_val_bpb", where);
   if (find_field(state, "time_to_target_sec", where) != nullptr)
     time_to_target = get_double(state, "time_to_target_sec", where);
+  evaluation_pending = get_bool(state, "evaluation_pending", where, false);
   earlier_processes_s = get_double(state, "process_sec", where, 0.0);
   cursor = data_cursor_from_json(get_object(state, "data", where));
   const std::string hash = get_string(state, "tokenizer", where);

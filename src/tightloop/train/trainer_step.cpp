@@ -44,15 +44,18 @@ void Trainer::Impl::fail_non_finite(int64_t step, Executable& micro, double loss
       .with_hint(recovery_hint());
 }
 
-StepRecord Trainer::Impl::train_step(int64_t step, BatchLoader& loader) {
+std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
+                                                    BatchLoader& loader,
+                                                    const std::atomic<bool>& stop) {
   const Clock::time_point start = Clock::now();
-  const int64_t plans = plans_made(), blocks = memory_blocks_made();
+  const int64_t plans = plans_made(), blocks = memory_blocks_made(), binds = programs_bound();
   const Batch& batch = loader.next();
   const int64_t B = config.device_batch_size, T = config.max_seq_len;
   const TensorView tokens = slots->view(kTokensSlot), targets = slots->view(kTargetsSlot);
   const TensorView loss_slot = slots->view(kLossSlot);
   set_element(slots->view(kLossScaleSlot), 0, 1.0 / static_cast<double>(plan.transfer.batch));
   for (int64_t m = 0; m < plan.micro_steps; ++m) {
+    if (stop.load(std::memory_order_relaxed)) return std::nullopt;
     const int64_t rows = std::min(B, plan.rows_per_step - m * B);
     const int32_t* from_tokens = batch.tokens.data() + m * B * T;
     const int32_t* from_targets = batch.targets.data() + m * B * T;
@@ -89,15 +92,18 @@ StepRecord Trainer::Impl::train_step(int64_t step, BatchLoader& loader) {
   if (record.counted()) {
     step_plans += plans_made() - plans;
     step_blocks += memory_blocks_made() - blocks;
+    step_binds += programs_bound() - binds;
   }
   record.dt_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
   return record;
 }
 
-EvalReport Trainer::Impl::evaluate_now(int64_t step) {
+std::optional<EvalReport> Trainer::Impl::evaluate_now(int64_t step, const std::atomic<bool>& stop) {
+  const std::optional<Evaluation> done = evaluate(*evaluation, *slots, val_documents,
+                                                  plan.eval_batches, byte_lengths, val_batch, stop);
+  if (!done) return std::nullopt;
   EvalReport report;
-  report.evaluation =
-      evaluate(*evaluation, *slots, val_documents, plan.eval_batches, byte_lengths, val_batch);
+  report.evaluation = *done;
   report.steps = plan.transfer.steps;
   report.record = {.step = step,
                    .tokens = step * plan.transfer.batch,
