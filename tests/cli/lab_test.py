@@ -42,6 +42,7 @@ for rule in "${rules[@]}"; do
     case $how in
       crash) kill -SEGV $$ ;;
       hang) exec sleep 600 ;;
+      diverge) set -- "$@" --lr-mult 30000 --wd-mult 0 ;;
       oom) echo '{"error":"cannot allocate 9 TiB","chain":[],"kind":"oom","exit_code":3}'; exit 3 ;;
     esac
   fi
@@ -73,6 +74,13 @@ class Lab(LabCase):
             self.assertLessEqual(float(row["ttt_lo"]), float(row["time_to_target_sec_measured"]))
             self.assertEqual(row["plan_rebuilds"], "0")
             self.assertEqual(row["allocs_after_warmup"], "0")
+            self.assertEqual(row["recaptures"], "0")
+            self.assertEqual(row["captures"], "4")   # two micro-steps, evaluation, optimizer
+            self.assertGreater(float(row["capture_ms"]), 0)
+            self.assertEqual((row["host_syncs_per_step"], row["autotune_hit_rate"]), ("", ""))
+            self.assertEqual(row["device_batch_size"], "4")
+            self.assertEqual((row["matrix_lr"], row["transfer_rule"]), ("0.02", "nanochat"))
+            self.assertLess(float(row["tau"]), float(row["tau_eff"]))
             self.assertEqual(row["time_to_target_sec_extrapolated"], "")
         arms = {row["arm"]: row["rewrites"] for row in rows}
         self.assertIn("--no-fused-rmsnorm", arms["baseline"])
@@ -190,6 +198,42 @@ class Lab(LabCase):
         verdicts = json.loads((self.dir / "lab/main/decisions/G.json").read_text())["verdicts"]
         self.assertEqual(verdicts[0]["broken_pairs"], 1)
         self.assertNotIn("broken_pairs", verdicts[1])
+
+    def test_a_cell_that_diverges_is_a_row_and_counts(self):
+        self.lock()
+        wrapper = self.dir / "wrapper"
+        wrapper.write_text(WRAPPER.replace("BINARY", common.BINARY))
+        wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+        env = dict(self.env, MISBEHAVE="G.both.s2=diverge")
+        done = self.lab("run", "G", *self.base(), *self.NO_PROFILE, "--program", wrapper, env=env)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        rows = {row["experiment_name"]: row for row in self.rows()}
+        self.assertEqual(len(self.rows()), 8)   # the same bits would do it again: not repeated
+        self.assertEqual(rows["G.both.s2"]["status"], "diverged")
+        self.assertIn("the training loss rose from", rows["G.both.s2"]["detail"])
+        self.assertIn("Without a result, counted in runs only: G.both.s2 diverged.", done.stdout)
+        self.assertRegex(done.stdout, r"\nboth +1/2 ")
+        verdict = json.loads((self.dir / "lab/main/decisions/G.json").read_text())["verdicts"][2]
+        self.assertEqual((verdict["unstable_pairs"], verdict["broken_pairs"]), (1, 1))
+        table = self.lab("table")
+        self.assertIn("failed = [G.both.s2 diverged]", table.stdout)
+        self.assertIn("G.both.s2 diverged", (self.dir / "lab/main/report-G.html").read_text())
+
+    def test_flags_that_the_lab_decides_are_refused_and_not_offered(self):
+        for flag, value in [("--seed", "3"), ("--run", "x"), ("--run-dir", "x"),
+                            ("--eval-window", "1:2:1"), ("--target-threshold", "3")]:
+            refused = self.lab("run", "G", *self.base(), flag, value)
+            self.assertEqual(refused.returncode, 2, (flag, refused.stderr))
+            self.assertIn(f"{flag} is not for the lab", refused.stderr)
+            self.assertIn("hint: ", refused.stderr)
+        for command, kept in [("run", ["--seeds", "--lr-mult", "--save-every"]),
+                              ("lock", ["--seeds", "--target-metric", "--target-threshold"])]:
+            shown = self.lab(command, "--help").stdout
+            for flag in ["--seed", "--run", "--run-dir", "--resume", "--eval-window",
+                         "--fused-rmsnorm", "--chunked-ce"]:
+                self.assertNotRegex(shown, rf"\n +{flag}[ \n]")
+            for flag in kept:
+                self.assertRegex(shown, rf"\n +{flag}[ \n]")
 
     def start(self, *args):
         return subprocess.Popen([common.BINARY, "lab", *map(str, args)], cwd=self.dir, env=self.env,

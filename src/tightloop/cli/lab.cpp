@@ -42,6 +42,12 @@ void add_run_options(CLI::App& command, LabFlags& flags) {
   add_program_option(command, flags);
 }
 
+/// What the lab decides itself is refused as a flag, so the help does not offer it.
+void hide_lab_decided(CLI::App& command, const std::string& template_name) {
+  for (const std::string& flag : lab_decided_options(template_name))
+    command.get_option("--" + flag)->group("");
+}
+
 }  // namespace
 
 void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
@@ -53,6 +59,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   auto run_flags = std::make_shared<RunFlags>();
   run_flags->command = command_line;
   run->add_option("template", run_flags->template_name, "G or AA")->required();
+  hide_lab_decided(*run, "G");
   add_run_options(*run, *run_flags);
   add_profile_option(*run, *run_flags);
   run->add_flag("--require-verdict", run_flags->require_verdict, "exit 1 when inconclusive");
@@ -66,6 +73,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   auto lock_train = std::make_shared<TrainFlags>(*lock);
   auto lock_flags = std::make_shared<LockFlags>();
   lock_flags->command = command_line;
+  hide_lab_decided(*lock, "lock");
   add_run_options(*lock, *lock_flags);
   lock->add_option("--floor-offset", lock_flags->floor_offset,
                    "target = known floor of the validation data + this")

@@ -76,6 +76,7 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
       judge(rows, experiment.name, arm_names(experiment), lock);
   const std::string table = final_table(experiment, rows, lock, verdicts);
   const std::string note = target_note(lab, experiment, rows, lock);
+  const std::string failed = failed_note(experiment, rows);
   OrderedJson decision;
   decision["v"] = 1;
   decision["experiment"] = experiment.name;
@@ -92,6 +93,7 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
   }
   decision["headline"] = headline(verdicts, experiment.name);
   if (!note.empty()) decision["target_note"] = note;
+  if (!failed.empty()) decision["failed_note"] = failed;
   decision["verdicts"] = judged;
   decision["table"] = table;
   write_file_atomically(lab.file("decisions/" + experiment.name + ".json"),
@@ -100,6 +102,7 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
     out(decision.dump() + "\n");
   } else {
     out("\n" + table + "\n");
+    if (!failed.empty()) out(failed + "\n\n");
     out(headline(verdicts, experiment.name) + "\n\n");
     for (const ArmVerdict& v : verdicts)
       out(fmt::format("{}: {}. {}\n\n", v.arm, verdict_word(v), v.text));

@@ -108,10 +108,12 @@ int show_table(const TableFlags& flags) {
         group.losses.push_back(*metric);
         group.times.push_back(*time);
       }
+      group.failed = failed_cells(rows, name, arm.name);
       json.push_back({{"experiment", name},
                       {"arm", arm.name},
                       {"steps", group.steps},
                       {"losses", group.losses},
+                      {"failed", group.failed},
                       {"times", group.times}});
       groups.push_back(std::move(group));
     }

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -26,8 +27,13 @@ constexpr int64_t kAttempts = 2;
 
 const std::vector<std::string_view> kTemplateG{"fused-rmsnorm", "chunked-ce"};
 // What the lab decides itself; a file made for `train` may say them.
-const std::vector<std::string_view> kLabOptions{"run",           "run-dir",          "seed",
-                                                "target-metric", "target-threshold", "eval-window"};
+const std::map<std::string_view, std::string_view> kLabOptions{
+    {"run", "runs are named after their cell"},
+    {"run-dir", "name the lab's folder with --lab-dir"},
+    {"seed", "name the seeds of every arm with --seeds"},
+    {"target-metric", "the target is fixed by `tightloop lab lock --target-metric`"},
+    {"target-threshold", "the target is fixed by `tightloop lab lock --target-threshold`"},
+    {"eval-window", "evaluations lie around the baseline's crossing; more of them: --eval-every"}};
 
 bool contains(const std::vector<std::string_view>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -149,7 +155,8 @@ std::vector<Arm> template_arms(const std::string& name,
                                const Options& options) {
   FlagValues off;
   for (const auto& [rewrite, on] : base.rewrites) {
-    const bool kept = on && options.is_set(rewrite) && !contains(kTemplateG, rewrite);
+    const bool kept =
+        on && options.is_set(rewrite) && (name == "AA" || !contains(kTemplateG, rewrite));
     off.emplace_back(rewrite, kept ? "true" : "false");
   }
   const auto with = [&off](std::string arm, const std::vector<std::string_view>& on) {
@@ -177,16 +184,23 @@ FlagValues base_flags(const Options& options,
     if (spec.flag == "resume")
       throw Error(ErrorKind::usage, "--resume is not for `lab run`: cells are resumed by the lab")
           .with_hint("`tightloop lab resume`");
-    if (contains(kLabOptions, spec.flag)) {
-      if (!spec.origin.starts_with("preset"))
+    if (const auto lab = kLabOptions.find(spec.flag); lab != kLabOptions.end()) {
+      const bool of_lock = template_name == "lock" && spec.flag.starts_with("target-");
+      if (!of_lock && (spec.origin == "flag" || spec.origin == "--set"))
+        throw Error(ErrorKind::usage,
+                    fmt::format("--{} is not for the lab: it decides it itself", spec.flag))
+            .with_hint(std::string(lab->second));
+      if (!of_lock && !spec.origin.starts_with("preset"))
         notes.push_back(
             fmt::format("--{} (from {}) is not used: the lab decides it", spec.flag, spec.origin));
       continue;
     }
     if (is_rewrite(spec)) {
-      if (template_name == "G" && contains(kTemplateG, spec.flag))
-        throw Error(ErrorKind::usage, fmt::format("--{} (from {}): template G switches it itself",
-                                                  spec.flag, spec.origin))
+      if (template_name != "AA" && contains(kTemplateG, spec.flag))
+        throw Error(ErrorKind::usage,
+                    fmt::format("--{} (from {}): the arms of template G switch it, and every "
+                                "baseline has it off",
+                                spec.flag, spec.origin))
             .with_hint("leave it out");
       continue;  // part of every arm
     }
@@ -198,6 +212,15 @@ FlagValues base_flags(const Options& options,
   }
   std::sort(base.begin(), base.end());
   return base;
+}
+
+std::vector<std::string> lab_decided_options(const std::string& template_name) {
+  std::vector<std::string> names{"resume"};
+  for (const auto& [flag, why] : kLabOptions) {
+    if (template_name != "lock" || !flag.starts_with("target-")) names.emplace_back(flag);
+  }
+  names.insert(names.end(), kTemplateG.begin(), kTemplateG.end());
+  return names;
 }
 
 std::string build_hash() {

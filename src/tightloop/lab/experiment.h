@@ -65,11 +65,14 @@ std::vector<Arm> template_arms(const std::string& name,
                                const TrainConfig& base,
                                const Options& options);
 /// What `options` set, without what the lab decides (run, seeds, target, evaluation window and
-/// rewrites). Paths become absolute. Notes say what was given and is not used. Error{usage} for
-/// --resume, and for a rewrite that the template switches itself.
+/// rewrites). Paths become absolute. Notes say what a file gave and is not used; a flag that would
+/// not be used is Error{usage}, and so are --resume and the rewrites of template G.
 FlagValues base_flags(const Options& options,
                       const std::string& template_name,
                       std::vector<std::string>& notes);
+
+/// The options of `train` that base_flags() refuses as flags, without dashes.
+std::vector<std::string> lab_decided_options(const std::string& template_name);
 
 /// A few words on this binary, hashed: runs of different builds are not one experiment.
 std::string build_hash();

@@ -99,9 +99,25 @@ TEST(Experiment, BaseFlagsLeaveOutWhatTheLabDecides) {
   EXPECT_NE(notes[0].find("--seed"), std::string::npos);
   train.options.set("chunked-ce", "true", "flag");
   EXPECT_THROW(base_flags(train.options, "G", notes), Error);
+  EXPECT_THROW(base_flags(train.options, "lock", notes), Error);
   EXPECT_NO_THROW(base_flags(train.options, "AA", notes));
+  EXPECT_EQ(value_of(template_arms("AA", train.config, train.options)[1], "chunked-ce"), "true");
   train.options.set("resume", "runs/x", "flag");
   EXPECT_THROW(base_flags(train.options, "AA", notes), Error);
+}
+
+TEST(Experiment, FlagsThatTheLabDecidesAreRefused) {
+  std::vector<std::string> notes;
+  for (const std::string flag : {"run", "run-dir", "seed", "eval-window", "target-threshold"}) {
+    Train train;
+    train.options.set(flag, flag == "eval-window" ? "1:2:1" : "3", "flag");
+    EXPECT_THROW(base_flags(train.options, "G", notes), Error) << flag;
+    const auto hidden = lab_decided_options("G");
+    EXPECT_NE(std::find(hidden.begin(), hidden.end(), flag), hidden.end()) << flag;
+  }
+  Train train;  // the target of a lock is what a lock is told
+  train.options.set("target-threshold", "3", "flag");
+  EXPECT_NO_THROW(base_flags(train.options, "lock", notes));
 }
 
 class LabFolderTest : public ::testing::Test {

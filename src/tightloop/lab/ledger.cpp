@@ -30,14 +30,17 @@ const std::vector<std::string> kExtensions{
     "flops_per_token", "num_iterations", "steps_done", "tokens_total", "flops_total",
     "realized_ratio",
     // optimizer
-    "warmup_steps", "final_lr_frac", "weight_decay", "lr_mult", "wd_mult", "batch_mult",
+    "warmup_steps", "final_lr_frac", "matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr",
+    "weight_decay", "lr_mult", "wd_mult", "batch_mult", "transfer_rule", "b_opt_pred", "lr_factor",
+    "weight_decay_scaled", "tau", "tau_eff",
     // outcome
     "steps_to_target", "tokens_to_target", "ttt_lo", "ttt_hi", "ttt_linear_sec", "ttt_nanochat_sec",
     "ttt_process_sec", "train_clock_sec", "final_val_bpb", "final_val_loss", "val_floor",
-    "final_train_loss_window", "nonfinite_steps", "grad_norm_max",
+    "final_train_loss_window", "loss_spikes", "nonfinite_steps", "grad_norm_max",
     // systems
     "throughput_total", "dt_p10", "dt_p90", "dt_mad", "stall_frac", "first_step_ms", "startup_sec",
-    "steady_step", "process_sec", "plan_rebuilds", "allocs_after_warmup", "planned_mib",
+    "steady_step", "process_sec", "captures", "capture_ms", "recaptures", "plan_rebuilds",
+    "allocs_after_warmup", "host_syncs_per_step", "autotune_hit_rate", "planned_mib",
     "peak_resident_mib", "resume_check"};
 
 /// Columns whose values are text even when they look like numbers.
@@ -68,6 +71,7 @@ bool is_text(std::string_view column) {
                                                "finished",
                                                "window_pattern",
                                                "extrapolation_method",
+                                               "transfer_rule",
                                                "resume_check"};
   return text.contains(column);
 }

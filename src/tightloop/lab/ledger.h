@@ -12,9 +12,11 @@ struct sqlite3;
 
 namespace tightloop {
 
-/// Columns of the ledger: the core columns of results.csv, then the extension columns. Version 1.
+/// Columns of the ledger: the core columns of results.csv, then the extension columns.
+/// A column whose measure does not exist on a device stays empty: on the CPU host_syncs_per_step
+/// and autotune_hit_rate.
 const std::vector<std::string>& ledger_columns();
-inline constexpr int64_t kLedgerVersion = 1;
+inline constexpr int64_t kLedgerVersion = 2;
 
 /// One run of an experiment: a value for each column; what was not measured is missing, never 0.
 class LedgerRow {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <set>
 
@@ -74,7 +75,7 @@ ReportTable summary_table(const Experiment& experiment,
           .note =
               "Time to target: mean over the runs on the train clock, with its 90 % interval "
               "from the noise of the metric and interpolation. Time per step: median, against "
-              "the reference, pair by pair, with the 95 % interval from measured repeats.",
+              "the reference, pair by pair, with the 90 % interval from measured repeats.",
           .columns = cells[0],
           .rows = {cells.begin() + 1, cells.end()}};
 }
@@ -84,11 +85,13 @@ ReportTable stability_table(const Experiment& experiment, const std::vector<Ledg
   ReportTable table{
       .title = "Stability",
       .note =
-          "Plans and memory blocks made inside counted steps (both must be 0), "
+          "Programs bound to kernels before the first step, and inside counted steps; plans and "
+          "memory blocks made inside counted steps (these three must be 0), loss spikes, "
           "start of the process to the first step, the first step, and the step "
           "from which times stay within 5 % of the median. Means over runs.",
-      .columns = {"arm", "plans in steps", "blocks in steps", "startup s", "first step ms",
-                  "median ms", "stalls %", "steady from step", "resume check"},
+      .columns = {"arm", "Programs", "bound in steps", "plans in steps", "blocks in steps",
+                  "loss spikes", "startup s", "first step ms", "median ms", "stalls %",
+                  "steady from step", "resume check"},
       .rows = {}};
   for (const Arm& arm : experiment.arms) {
     const auto runs = ok_runs(rows, experiment.name, arm.name);
@@ -96,8 +99,11 @@ ReportTable stability_table(const Experiment& experiment, const std::vector<Ledg
     for (double& x : stalls) x *= 100.0;
     std::set<std::string> checks;
     for (const LedgerRow* run : runs) checks.insert(run->text("resume_check"));
-    table.rows.push_back({arm.name, mean_or_dash(numbers(runs, "plan_rebuilds"), 0),
+    table.rows.push_back({arm.name, mean_or_dash(numbers(runs, "captures"), 0),
+                          mean_or_dash(numbers(runs, "recaptures"), 0),
+                          mean_or_dash(numbers(runs, "plan_rebuilds"), 0),
                           mean_or_dash(numbers(runs, "allocs_after_warmup"), 0),
+                          mean_or_dash(numbers(runs, "loss_spikes"), 1),
                           mean_or_dash(numbers(runs, "startup_sec"), 2),
                           mean_or_dash(numbers(runs, "first_step_ms"), 1),
                           mean_or_dash(numbers(runs, "dt_median_ms"), 2), mean_or_dash(stalls, 1),
@@ -149,6 +155,33 @@ std::vector<const LedgerRow*> ok_runs(const std::vector<LedgerRow>& rows,
   return runs;
 }
 
+std::vector<std::string> failed_cells(const std::vector<LedgerRow>& rows,
+                                      const std::string& experiment,
+                                      const std::string& arm) {
+  std::map<int64_t, std::string> failed;  // by seed: the last row counts
+  for (const LedgerRow& row : rows) {
+    if (row.text("experiment") != experiment || row.text("arm") != arm || !row.integer("seed") ||
+        row.text("detail") == kLabEnded)
+      continue;
+    const std::string status = row.text("status");
+    failed[*row.integer("seed")] = status == "ok" ? "" : row.text("experiment_name") + " " + status;
+  }
+  std::vector<std::string> cells;
+  for (auto& [seed, text] : failed) {
+    if (!text.empty()) cells.push_back(std::move(text));
+  }
+  return cells;
+}
+
+std::string failed_note(const Experiment& experiment, const std::vector<LedgerRow>& rows) {
+  std::string text;
+  for (const Arm& arm : experiment.arms) {
+    for (const std::string& cell : failed_cells(rows, experiment.name, arm.name))
+      text += (text.empty() ? "" : ", ") + cell;
+  }
+  return text.empty() ? "" : "Without a result, counted in runs only: " + text + ".";
+}
+
 std::string target_note(const LabFolder& lab,
                         const Experiment& experiment,
                         const std::vector<LedgerRow>& rows,
@@ -188,8 +221,11 @@ std::vector<std::vector<std::string>> summary_cells(const Experiment& experiment
       change = effect_cell(v.step_time);
       verdict = verdict_word(v);
     }
-    cells.push_back({arm, fmt::format("{}", runs.size()), time_cell(runs),
-                     mean_or_dash(numbers(runs, "steps_to_target"), 1),
+    const size_t failed = failed_cells(rows, experiment.name, arm).size();
+    cells.push_back({arm,
+                     failed == 0 ? fmt::format("{}", runs.size())
+                                 : fmt::format("{}/{}", runs.size(), runs.size() + failed),
+                     time_cell(runs), mean_or_dash(numbers(runs, "steps_to_target"), 1),
                      thousands(numbers(runs, "tok_per_sec_median")),
                      mean_or_dash(numbers(runs, "peak_mem_mib"), 1), mean_or_dash(metric, 4),
                      change, verdict});
@@ -246,6 +282,8 @@ ReportData report_data(const LabFolder& lab,
   data.tables = {summary_table(experiment, rows, lock, verdicts), stability_table(experiment, rows),
                  runs_table(lab, experiment, rows)};
   if (const std::string note = target_note(lab, experiment, rows, lock); !note.empty())
+    data.tables[0].note = note + " " + data.tables[0].note;
+  if (const std::string note = failed_note(experiment, rows); !note.empty())
     data.tables[0].note = note + " " + data.tables[0].note;
 
   // The Programs of the arms: built again, they are what the runs ran.

@@ -22,6 +22,15 @@ std::vector<const LedgerRow*> ok_runs(const std::vector<LedgerRow>& rows,
                                       const std::string& experiment,
                                       const std::string& arm);
 
+/// Cells of an arm that ended without a result, with how: "G.both.s2 diverged". They count in the
+/// number of runs.
+std::vector<std::string> failed_cells(const std::vector<LedgerRow>& rows,
+                                      const std::string& experiment,
+                                      const std::string& arm);
+
+/// One sentence that names the failed cells of all arms; empty when there are none.
+std::string failed_note(const Experiment& experiment, const std::vector<LedgerRow>& rows);
+
 /// One sentence when noise of the metric moves the reference's time to target by more than
 /// kLockNoise; otherwise empty.
 std::string target_note(const LabFolder& lab,

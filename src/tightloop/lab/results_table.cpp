@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "tightloop/lab/statistics.h"
 
@@ -49,11 +50,13 @@ std::string results_table(const std::vector<ResultGroup>& groups,
     const Sample time = sample_of(g.times), loss = sample_of(g.losses);
     const ResultGroup& first = groups.front();
     const TTest times = welch(first.times, g.times), losses = welch(first.losses, g.losses);
-    text += fmt::format("{:<{}}{:>4}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}{:>9}", g.name, width,
-                        g.losses.size(), g.steps, number(time.mean), number(time.sd),
-                        number(times.difference), number(loss.mean), number(loss.sd),
-                        number(losses.difference),
-                        probability(one_sample_below(g.losses, options.target).p));
+    text += fmt::format(
+        "{:<{}}{:>4}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}{:>9}", g.name, width,
+        g.failed.empty() ? fmt::format("{}", g.losses.size())
+                         : fmt::format("{}/{}", g.losses.size(), g.losses.size() + g.failed.size()),
+        g.steps, number(time.mean), number(time.sd), number(times.difference), number(loss.mean),
+        number(loss.sd), number(losses.difference),
+        probability(one_sample_below(g.losses, options.target).p));
     if (!options.classic) {
       const bool reference = &g == &groups.front();
       text +=
@@ -63,9 +66,11 @@ std::string results_table(const std::vector<ResultGroup>& groups,
     }
     text += "\n";
   }
-  for (const ResultGroup& g : groups)
+  for (const ResultGroup& g : groups) {
     text +=
         fmt::format("\n{}:\n  losses = {}\n  times  = {}\n", g.name, list(g.losses), list(g.times));
+    if (!g.failed.empty()) text += fmt::format("  failed = [{}]\n", fmt::join(g.failed, ", "));
+  }
   return text;
 }
 

@@ -10,8 +10,9 @@ namespace tightloop {
 struct ResultGroup {
   std::string name;
   int64_t steps = 0;
-  std::vector<double> losses;  // final validation loss, one a run
-  std::vector<double> times;   // seconds, one a run
+  std::vector<double> losses;         // final validation loss, one a run
+  std::vector<double> times;          // seconds, one a run
+  std::vector<std::string> failed{};  // runs without a result, with how they ended
 };
 
 struct ResultsTableOptions {

@@ -37,6 +37,15 @@ TEST(ResultsTable, SaysWhetherTheChangeDiffersFromTheBaseline) {
   EXPECT_NE(text.find("[-1.06"), std::string::npos);  // interval of the difference in time
 }
 
+TEST(ResultsTable, FailedRunsAreCountedAndNamed) {
+  const std::string text = results_table(
+      {{.name = "a", .steps = 10, .losses = {3.0, 3.1}, .times = {1.0, 1.1}},
+       {.name = "b", .steps = 10, .losses = {3.0}, .times = {1.0}, .failed = {"G.b.s2 diverged"}}},
+      {.classic = true});
+  EXPECT_NE(text.find(" 1/2 "), std::string::npos) << text;
+  EXPECT_NE(text.find("failed = [G.b.s2 diverged]"), std::string::npos) << text;
+}
+
 TEST(ResultsTable, OneRunHasNoSpreadAndNoP) {
   const std::string text = results_table({{"only", 10, {1.5}, {2.0}}}, {.target = 2.0});
   EXPECT_NE(text.find("1.5000"), std::string::npos);

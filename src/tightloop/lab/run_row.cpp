@@ -9,6 +9,7 @@
 #include "tightloop/core/error.h"
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/io/csv.h"
+#include "tightloop/lab/stability.h"
 #include "tightloop/lab/statistics.h"
 #include "tightloop/train/run_record.h"
 
@@ -85,7 +86,19 @@ void add_identity(LedgerRow& row, const Json& run, const std::string& where) {
   from.text("warmdown_shape", "warmdown_shape");
   from.integer("warmup_steps", "warmup_steps");
   from.number("final_lr_frac", "final_lr_frac");
-  from.number("weight_decay", "weight_decay");
+  from.integer("device_batch_size", "device_batch_size");
+  from.text("transfer_rule", "transfer_rule");
+  from.number("b_opt_pred", "b_opt_pred");
+  from.number("lr_factor", "lr_factor");
+  from.number("weight_decay_scaled", "weight_decay");
+  from.number("tau", "tau");
+  from.number("tau_eff", "tau_eff");
+  if (const Json* rates = find_field(run, "rates", where)) {
+    const Copier of_rates(row, *rates, where);
+    for (const char* name :
+         {"matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr", "weight_decay"})
+      of_rates.number(name, name);
+  }
   if (const Json* build = find_field(run, "build", where)) {
     const Copier of_build(row, *build, where);
     of_build.text("git_commit", "commit");
@@ -108,8 +121,6 @@ void add_identity(LedgerRow& row, const Json& run, const std::string& where) {
     if (find_field(*model, "n_head", where) != nullptr)
       row.set("head_dim", get_int(*model, "n_embd", where) / get_int(*model, "n_head", where));
   }
-  const std::string batch = option(run, "train.device_batch_size", where);
-  if (!batch.empty()) row.set("device_batch_size", parse_integer(batch));
   for (const auto& [column, key] :
        {std::pair("lr_mult", "optim.lr_mult"), std::pair("wd_mult", "optim.wd_mult"),
         std::pair("batch_mult", "optim.batch_mult")}) {
@@ -129,6 +140,9 @@ void add_summary(LedgerRow& row, const Json& summary, const std::string& where) 
   from.number("peak_resident_mib", "peak_resident_bytes", kMib);
   from.number("process_sec", "process_sec");
   from.number("startup_sec", "startup_sec");
+  from.integer("captures", "programs_bound");
+  from.number("capture_ms", "bind_ms");
+  from.integer("recaptures", "programs_bound_in_steps");
   from.integer("plan_rebuilds", "plans_made_in_steps");
   from.integer("allocs_after_warmup", "blocks_made_in_steps");
 }
@@ -185,6 +199,7 @@ void add_steps(LedgerRow& row, const std::vector<StepRecord>& steps) {
   row.set("train_clock_sec", clocks.train_sec);
   row.set("tokens_total", steps.back().tokens);
   row.set("final_train_loss_window", late / static_cast<double>(window));
+  row.set("loss_spikes", loss_spikes(steps));
   row.set("nonfinite_steps", non_finite);
   row.set("grad_norm_max", largest_norm);
   row.set("first_step_ms", 1e-6 * static_cast<double>(steps[0].dt_ns));
@@ -209,6 +224,16 @@ void add_final_evaluation(LedgerRow& row, const std::string& path) {
     const std::string& text = last[table.column(field)];
     if (!text.empty() && text != "nan") row.set(column, parse_number(text));
   }
+}
+
+/// Why the run has diverged; "" when it has not.
+std::string divergence_of(const std::string& run_folder) {
+  const std::string path = in(run_folder, "steps.bin");
+  if (!fs::exists(path)) return "";
+  std::vector<double> validation;
+  for (const MeasuredPoint& p : measured_points(run_folder, "val_loss"))
+    validation.push_back(p.metric);
+  return divergence(read_steps(path), validation);
 }
 
 }  // namespace
@@ -271,6 +296,12 @@ LedgerRow row_of_run(const std::string& run_folder,
   if (!outcome.empty()) {
     status = get_string(outcome, "status", outcome_path);
     detail = get_string(outcome, "detail", outcome_path);
+  }
+  if (status == "ok") {
+    if (const std::string why = divergence_of(run_folder); !why.empty()) {
+      status = "diverged";
+      detail = why;
+    }
   }
 
   if (lock != nullptr) {

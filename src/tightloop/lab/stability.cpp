@@ -11,6 +11,7 @@ namespace tightloop {
 namespace {
 
 constexpr double kLossDecay = 0.9;
+constexpr double kNothingLearned = 0.99;
 constexpr size_t kSpikeMedian = 200, kSpikeWindow = 10;
 constexpr int64_t kSpikeSteps = 3;
 constexpr double kSpikeDeviations = 6.0 * 1.4826, kSpikeLeast = 0.3;
@@ -19,18 +20,20 @@ constexpr double kSpikeDeviations = 6.0 * 1.4826, kSpikeLeast = 0.3;
 
 std::string divergence(std::span<const StepRecord> steps, std::span<const double> validation) {
   if (steps.empty()) return "";
-  double ema = 0.0, weight = 0.0, smoothed = 0.0, least = steps[0].loss;
+  double ema = 0.0, weight = 0.0, smoothed = 0.0;
+  const double start = steps[0].loss;
+  double least = start, most = start;
   for (const StepRecord& r : steps) {
     ema = kLossDecay * ema + (1.0 - kLossDecay) * r.loss;
     weight = kLossDecay * weight + (1.0 - kLossDecay);
     smoothed = ema / weight;
     least = std::min(least, smoothed);
+    most = std::max(most, smoothed);
   }
-  if (validation.size() < 2) {
-    if (smoothed <= steps[0].loss) return "";
-    return fmt::format("the training loss ended at {:.4f}, above the {:.4f} it began with",
-                       smoothed, steps[0].loss);
-  }
+  if (most > kDivergence * start && smoothed > kNothingLearned * start)
+    return fmt::format("the training loss rose from {:.4f} to {:.4f} and ended at {:.4f}", start,
+                       most, smoothed);
+  if (validation.size() < 2) return "";
   const double best = *std::min_element(validation.begin(), validation.end());
   if (smoothed <= kDivergence * least || validation.back() <= kDivergence * best) return "";
   return fmt::format(

@@ -40,9 +40,15 @@ TEST(Divergence, FivePercentAreAllowed) {
   EXPECT_NE(divergence(rises, std::vector<double>{5.0, 4.0, 4.21}), "");
 }
 
-TEST(Divergence, WithoutEvaluationsTheStartIsTheMeasure) {
+TEST(Divergence, ALossThatRisesAndEndsWhereItBegan) {
   EXPECT_EQ(divergence(run_of(curve(100, 60, 0.01)), {}), "");
   EXPECT_NE(divergence(run_of(curve(100, 60, 0.2)), {}), "");
+  std::vector<double> blown(100, 6.0);
+  EXPECT_EQ(divergence(run_of(blown), {}), "");  // a run too short to learn anything
+  for (size_t i = 5; i < 20; ++i) blown[i] = 20.0;
+  EXPECT_NE(divergence(run_of(blown), std::vector<double>{6.0, 20.0, 6.0}), "");
+  for (size_t i = 50; i < 100; ++i) blown[i] = 3.0;  // it came back
+  EXPECT_EQ(divergence(run_of(blown), std::vector<double>{6.0, 20.0, 3.0}), "");
   EXPECT_EQ(divergence({}, {}), "");
 }
 

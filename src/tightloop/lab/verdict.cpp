@@ -78,6 +78,20 @@ int64_t broken_pairs(const std::vector<LedgerRow>& rows,
   return static_cast<int64_t>(seeds.size());
 }
 
+/// Seeds at which a run of the arm diverged or became non-finite.
+std::set<int64_t> unstable_seeds(const std::vector<LedgerRow>& rows,
+                                 const std::string& experiment,
+                                 const std::string& arm) {
+  std::set<int64_t> seeds;
+  for (const LedgerRow& row : rows) {
+    const std::string status = row.text("status");
+    if (row.text("experiment") == experiment && row.text("arm") == arm && row.integer("seed") &&
+        (status == "diverged" || status == "nonfinite"))
+      seeds.insert(*row.integer("seed"));
+  }
+  return seeds;
+}
+
 using Pairs = std::vector<std::pair<const LedgerRow*, const LedgerRow*>>;
 
 template <typename Value>
@@ -105,7 +119,7 @@ double percent(double ln) {
 
 std::string interval(const Effect& e) {
   if (!std::isfinite(e.low)) return "no interval: no repeats";
-  return fmt::format("95 % interval {:+.2f} to {:+.2f} %", percent(e.low), percent(e.high));
+  return fmt::format("90 % interval {:+.2f} to {:+.2f} %", percent(e.low), percent(e.high));
 }
 
 std::string amount(double percents) {
@@ -118,7 +132,9 @@ std::string count(int64_t n, std::string_view word) {
 
 std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string& experiment) {
   const Effect& e = v.step_time;
-  if (e.pairs == 0) return "No pair of finished runs.";
+  if (e.pairs == 0)
+    return fmt::format("No pair of finished runs{}.",
+                       v.unstable_pairs > 0 ? ": it diverged or became non-finite" : "");
   std::string text = fmt::format("Time per step {:+.2f} % against {} ({}), {}", percent(e.mean),
                                  reference_name(), interval(e), count(e.pairs, "pair"));
   if (e.all_lower)
@@ -180,6 +196,11 @@ std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string
   if (v.broken_pairs > 0)
     text += fmt::format(" {} broken: a run of it failed; see `tightloop lab status`.",
                         count(v.broken_pairs, "pair"));
+  if (v.unstable_pairs > 0)
+    text += fmt::format(
+        " UNSTABLE: at {} it diverged or became non-finite and the reference did not: its speed "
+        "elsewhere is no gain.",
+        count(v.unstable_pairs, "seed"));
   if (experiment == "AA") text += " Both arms are the same: any difference seen here is noise.";
   return text;
 }
@@ -218,7 +239,8 @@ std::string headline(const std::vector<ArmVerdict>& verdicts, const std::string&
       c.what = fmt::format("{} time per step ({}, {})", e.mean < 0.0 ? "less" : "more",
                            v.answer != Answer::inconclusive              ? name_of(v.answer)
                            : v.loss.result == LossCheck::Result::differs ? "but its loss differs"
-                                                                         : name_of(v.evidence),
+                           : v.unstable_pairs > 0 ? "but a run of it diverged"
+                                                  : name_of(v.evidence),
                            count(e.pairs, "seed"));
     }
     const auto same = std::find_if(clauses.begin(), clauses.end(),
@@ -282,7 +304,7 @@ Effect effect_of(std::span<const double> d, const Pool& noise) {
   const double error = noise.sd * std::sqrt(2.0 / static_cast<double>(e.pairs));
   e.p_faster = student_t_cdf(e.mean / error, noise.df);
   e.p_slower = student_t_cdf(-e.mean / error, noise.df);
-  const double half = student_t_quantile(0.975, noise.df) * error;
+  const double half = student_t_quantile(0.95, noise.df) * error;
   e.low = e.mean - half;
   e.high = e.mean + half;
   return e;
@@ -330,6 +352,9 @@ std::vector<ArmVerdict> judge(const std::vector<LedgerRow>& rows,
         pairs.emplace_back(run, it->second);
     }
     v.broken_pairs = broken_pairs(rows, experiment, arms[0], arms[i]);
+    const std::set<int64_t> reference_unstable = unstable_seeds(rows, experiment, arms[0]);
+    for (const int64_t seed : unstable_seeds(rows, experiment, arms[i]))
+      v.unstable_pairs += reference_unstable.contains(seed) ? 0 : 1;
     v.step_time = effect_of(differences(pairs, step_time), noise_of(rows, hash, step_time));
     v.time_to_target = effect(rows, pairs, hash, time_to_target);
     v.steps_to_target = effect(rows, pairs, hash, steps_to_target);
@@ -358,7 +383,8 @@ std::vector<ArmVerdict> judge(const std::vector<LedgerRow>& rows,
     v.evidence = evidence_of(v.step_time, faster[i], slower[i]);
     v.answer = answer_of(v.evidence);
     // A rewrite that changes the loss is not judged by its speed.
-    if (v.answer == Answer::faster && v.loss.result != LossCheck::Result::equal)
+    if (v.answer == Answer::faster &&
+        (v.loss.result != LossCheck::Result::equal || v.unstable_pairs > 0))
       v.answer = Answer::inconclusive;
     if (v.answer == Answer::inconclusive && v.step_time.noise.df > 0.0 && v.step_time.mean != 0.0)
       v.seeds_needed = seeds_needed(v.step_time.noise.sd, v.step_time.mean);
@@ -402,6 +428,7 @@ OrderedJson to_json(const ArmVerdict& v) {
                   {"noise_sd", v.loss.noise.sd},
                   {"noise_df", v.loss.noise.df}};
   if (v.broken_pairs > 0) json["broken_pairs"] = v.broken_pairs;
+  if (v.unstable_pairs > 0) json["unstable_pairs"] = v.unstable_pairs;
   if (v.seeds_needed > 0) json["seeds_needed"] = v.seeds_needed;
   json["text"] = v.text;
   return json;

@@ -20,7 +20,7 @@ inline constexpr double kLeastDf = 7.0;
 struct Effect {
   int64_t pairs = 0;
   double mean = 0.0;             // of ln(candidate / reference)
-  double low = 0.0, high = 0.0;  // 95 % interval, from the pooled repeats; infinite without any
+  double low = 0.0, high = 0.0;  // 90 % interval, from the pooled repeats; infinite without any
   double p_faster = 1.0;         // one-sided
   double p_slower = 1.0;
   bool all_lower = false, all_higher = false;
@@ -41,7 +41,8 @@ std::string_view name_of(Answer answer);
 ///   harmful    p of slower < 0.05, at least kLeastDf
 ///   suggestive all pairs to one side, nothing of the above
 ///   none       otherwise
-/// FASTER needs strong or moderate, SLOWER needs harmful; all else is INCONCLUSIVE. Under no
+/// FASTER needs strong or moderate, SLOWER needs harmful; all else is INCONCLUSIVE. The 90 %
+/// interval belongs to the one-sided 5 %: with one candidate it excludes 0 where p < 0.05. Under no
 /// difference FASTER comes up in at most 5 % of experiments, whatever the number of candidates.
 Evidence evidence_of(const Effect& effect, double adjusted_faster, double adjusted_slower);
 Answer answer_of(Evidence evidence);
@@ -67,6 +68,9 @@ struct ArmVerdict {
   std::optional<Effect> time_to_target, steps_to_target, time_per_step_to_target;
   LossCheck loss;
   int64_t broken_pairs = 0;
+  /// Seeds at which the candidate diverged or became non-finite and the reference did not: it is
+  /// not FASTER then, whatever the runs that are left say.
+  int64_t unstable_pairs = 0;
   int64_t seeds_needed = 0;  // an arm, to settle a difference of this size; 0: not said
   std::string text;          // the evidence in words, without the arm and the answer
 };

@@ -218,6 +218,24 @@ TEST(Verdict, FailedRunsBreakTheirPair) {
   EXPECT_EQ(judge(lab.rows, "G", kArms, lab.lock).at(0).broken_pairs, 0);
 }
 
+TEST(Verdict, ACandidateThatDivergesIsNotCalledFaster) {
+  Lab lab;
+  for (int64_t s = 1; s <= 9; ++s) {
+    const double jitter = 0.01 * static_cast<double>(s % 3);
+    lab.add("G", "baseline", s, 10.0 + jitter, 1.5 + jitter);
+    lab.add("G", "x", s, 9.0 + jitter, 1.5 + jitter, s == 9 ? "diverged" : "ok");
+  }
+  ArmVerdict v = judge(lab.rows, "G", kArms, lab.lock).at(0);
+  EXPECT_EQ(v.evidence, Evidence::strong);
+  EXPECT_EQ(v.answer, Answer::inconclusive);
+  EXPECT_EQ(v.unstable_pairs, 1);
+  EXPECT_NE(v.text.find("UNSTABLE"), std::string::npos);
+  EXPECT_NE(headline({v}, "G").find("a run of it diverged"), std::string::npos);
+  lab.rows.back().set("status", "killed");  // what the machine did is not the candidate's fault
+  v = judge(lab.rows, "G", kArms, lab.lock).at(0);
+  EXPECT_EQ(v.answer, Answer::faster);
+}
+
 TEST(Verdict, NothingMeasuredIsInconclusive) {
   const Lab lab;
   const ArmVerdict v = judge(lab.rows, "G", kArms, lab.lock).at(0);
