@@ -61,7 +61,7 @@ bool holds_numbers(const ReportTable& table, size_t column) {
     const std::string& cell = row[column];
     const size_t first = cell.find_first_not_of("+-<>~ ");
     const bool number =
-        first != std::string::npos && first < 3 && cell[first] >= '0' && cell[first] <= '9';
+        first < 3 && cell[first] >= '0' && cell[first] <= '9';
     ++(number || cell == "n/a" || cell == "-" ? numbers : words);
   }
   return numbers >= words;
@@ -107,7 +107,7 @@ Svg draw_effects(const ReportData& data, PanelWidth width) {
   const double row_height = phone ? 38 : 24, top = phone ? 12 : 14;
   const double bottom = top + row_height * static_cast<double>(rows.size());
   Svg svg(phone ? "c-phone" : "c", phone ? 380 : 920, bottom + 40,
-          "Differences to the reference in percent, with 95 % intervals");
+          "Differences to the reference in percent, with 90 % intervals");
   const double left = phone ? 10 : 270, right = svg.width() - (phone ? 10 : 190);
   const Axis x = nice_axis(Axis::Scale::linear, low, high, left, right);
   for (const Tick& t : ticks(x, phone ? 5 : 8)) {

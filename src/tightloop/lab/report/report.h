@@ -80,7 +80,7 @@ struct ReportTable {
 struct ReportEffect {
   std::string what;  // "time to target", "steps to target", "time per step"
   double percent = 0.0;
-  double low = 0.0;  // of the 95 % interval
+  double low = 0.0;  // of the 90 % interval
   double high = 0.0;
 };
 
