@@ -360,10 +360,18 @@ class Messages(Case):
         self.fails(3, "train", "--data", self.data, "--depth", "200", "--num-iterations", "1",
                    "--device-batch-size", "1", "--max-seq-len", "64", "--total-batch-size", "64",
                    says=["the plan needs", "GiB are free", "by purpose", "parameters", "optimizer"],
-                   hint="--depth 100")
-        self.fails(3, "train", "--data", self.data, *TINY, "--num-iterations", "1",
-                   "--device-batch-size", "500000", "--total-batch-size", "32000000",
-                   says=["the plan needs", "activations"], hint="--device-batch-size 250000")
+                   hint="use `--depth ")
+        large = ["train", "--data", self.data, *TINY, "--num-iterations", "1",
+                 "--total-batch-size", "64000000", "--device-batch-size"]
+        refused = self.fails(3, *large, "1000000", says=["the plan needs", "activations"],
+                             hint="--device-batch-size")
+        fitting = int(re.search(r"--device-batch-size (\d+)", refused.stderr)[1])
+        self.assertEqual(fitting & (fitting - 1), 0)
+        needed, free = (float(x) for x in re.search(r"needs ([\d.]+) GiB, ([\d.]+) GiB are free",
+                                                    refused.stderr).groups())
+        each = needed / 1000000   # nearly all of it grows with the micro-batch
+        self.assertLess(fitting * each, 1.1 * free)
+        self.assertGreater(4 * fitting * each, 0.9 * free)
 
     def test_explain_shows_a_plan_that_does_not_fit(self):
         shown = self.run_tool("explain", "--data", self.data, *TINY, "--num-iterations", "1",
@@ -381,7 +389,7 @@ class Messages(Case):
         self.assertEqual(result.returncode, 3, result.stderr)
         self.assertIn("the plan needs", result.stderr)
         self.assertIn("activations", result.stderr)
-        self.assertIn("hint: use a smaller micro-batch: `--device-batch-size 10000`", result.stderr)
+        self.assertIn("hint: use `--device-batch-size 8192`", result.stderr)
         self.assertFalse((self.dir / "runs").exists())
 
     def test_run_folder_in_use(self):
