@@ -11,6 +11,7 @@
 
 #include "tightloop/core/build_info.h"
 #include "tightloop/core/error.h"
+#include "tightloop/core/file.h"
 #include "tightloop/core/sha256.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/lab/process.h"
@@ -79,7 +80,14 @@ OrderedJson experiment_json(const Experiment& e) {
   return json;
 }
 
-Experiment experiment_from_json(const Json& json, const std::string& where) {
+std::string switch_text(const std::string& flag, const std::string& value) {
+  return (value == "true" ? "--" : "--no-") + flag;
+}
+
+}  // namespace
+
+Experiment parse_experiment(std::string_view text, const std::string& where) {
+  const Json json = parse_json(text, where);
   Experiment e;
   e.name = get_string(json, "name", where);
   e.command = get_string(json, "command", where, "");
@@ -91,7 +99,12 @@ Experiment experiment_from_json(const Json& json, const std::string& where) {
     e.seeds.push_back(seed.get<int64_t>());
   }
   e.base = flags_of(get_object(json, "base", where), where);
-  e.window = parse_eval_window(get_string(json, "eval_window", where));
+  const std::string window = get_string(json, "eval_window", where);
+  try {
+    e.window = parse_eval_window(window);
+  } catch (const Error& error) {
+    fail(ErrorKind::data, "{}: eval_window: {}", where, error.message());
+  }
   e.steps = get_int(json, "steps", where);
   e.lock_hash = get_string(json, "lock_hash", where);
   e.build_hash = get_string(json, "build_hash", where);
@@ -100,12 +113,6 @@ Experiment experiment_from_json(const Json& json, const std::string& where) {
   if (e.arms.empty() || e.seeds.empty()) fail(ErrorKind::data, "{}: no arms or no seeds", where);
   return e;
 }
-
-std::string switch_text(const std::string& flag, const std::string& value) {
-  return (value == "true" ? "--" : "--no-") + flag;
-}
-
-}  // namespace
 
 std::string Arm::flags() const {
   std::string text;
@@ -276,7 +283,7 @@ void LabFolder::set_lock(const TargetLock& lock) const {
 std::vector<std::string> LabFolder::experiment_names() const {
   std::vector<std::string> names;
   for (const fs::directory_entry& entry : fs::directory_iterator(file("experiments"))) {
-    const fs::path path = entry.path();
+    const fs::path& path = entry.path();
     if (path.extension() == ".json") names.push_back(path.stem().string());
   }
   std::sort(names.begin(), names.end());
@@ -288,7 +295,7 @@ Experiment LabFolder::experiment(const std::string& name) const {
   if (!fs::exists(path))
     throw Error(ErrorKind::usage, fmt::format("'{}' has no experiment '{}'", path_, name))
         .with_hint(fmt::format("`tightloop lab status {}` lists them", path_));
-  Experiment e = experiment_from_json(read_json(path, 1 << 24), path);
+  Experiment e = parse_experiment(read_file(path, 1 << 24), path);
   if (has_lock() && !e.lock_hash.empty() && lock().hash() != e.lock_hash)
     throw Error(ErrorKind::usage,
                 fmt::format("experiment {} in '{}' was planned under another target than the one "

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -57,6 +58,9 @@ struct Experiment {
   std::string config_hash(const Arm& arm) const;
   bool operator==(const Experiment& other) const;
 };
+
+/// An experiments/<name>.json. Error{data}.
+Experiment parse_experiment(std::string_view text, const std::string& name);
 
 /// "G": the unfused reference, --fused-rmsnorm, --chunked-ce, both. "AA": the reference against
 /// itself. "lock": the reference alone. Rewrites that the template does not name are off, or as

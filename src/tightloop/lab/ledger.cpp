@@ -70,8 +70,8 @@ bool is_text(std::string_view column) {
                                                "device",
                                                "finished",
                                                "window_pattern",
-                                               "extrapolation_method",
                                                "transfer_rule",
+                                               "extrapolation_method",
                                                "resume_check"};
   return text.contains(column);
 }
@@ -146,7 +146,8 @@ class Statement {
         return {};
       default: {
         const auto* text = reinterpret_cast<const char*>(sqlite3_column_text(statement_, i));
-        return std::string(text == nullptr ? "" : text);
+        const auto bytes = static_cast<size_t>(sqlite3_column_bytes(statement_, i));
+        return text == nullptr ? std::string() : std::string(text, bytes);  // may hold a NUL
       }
     }
   }
@@ -155,7 +156,8 @@ class Statement {
   void check(sqlite3* database, int code) const {
     if (code == SQLITE_OK) return;
     const bool full = code == SQLITE_FULL || code == SQLITE_IOERR;
-    const bool broken = code == SQLITE_CORRUPT || code == SQLITE_NOTADB;
+    // SQLITE_ERROR: the statements are fixed, so it is the table that lacks a column.
+    const bool broken = code == SQLITE_CORRUPT || code == SQLITE_NOTADB || code == SQLITE_ERROR;
     Error error(broken ? ErrorKind::data : ErrorKind::io,
                 fmt::format("{}: {}", path_, sqlite3_errmsg(database)));
     if (broken)
@@ -259,6 +261,8 @@ Ledger::Ledger(const std::string& folder)
     fail(ErrorKind::io, "cannot open {}: {}", database_path_, why);
   }
   try {
+    // Else a column that the table lacks would be read as its own name.
+    sqlite3_db_config(database_, SQLITE_DBCONFIG_DQS_DML, 0, nullptr);
     sqlite3_busy_timeout(database_, kBusyMilliseconds);
     switch_to_wal(database_, database_path_);
     for (const std::string& sql : {std::string("PRAGMA synchronous = FULL"),
@@ -280,7 +284,9 @@ void Ledger::reconcile() {
   Transaction transaction(database_, database_path_);
   std::set<std::string> in_database, in_csv;
   Statement ids(database_, database_path_, "SELECT run_id FROM results");
-  while (ids.step()) in_database.insert(text_of(ids.column(0)));
+  while (ids.step()) {
+    if (std::string id = text_of(ids.column(0)); !id.empty()) in_database.insert(std::move(id));
+  }
   if (fs::exists(csv_path_) && fs::file_size(csv_path_) > 0) {
     const CsvTable table = read_csv(csv_path_);
     if (table.columns != ledger_columns())
@@ -289,8 +295,9 @@ void Ledger::reconcile() {
           .with_hint("it was made by another version: use a new lab folder (--lab-dir)");
     const size_t id = table.column("run_id");
     for (const std::vector<std::string>& fields : table.rows) {
+      if (fields[id].empty()) continue;
       in_csv.insert(fields[id]);
-      if (fields[id].empty() || !in_database.insert(fields[id]).second) continue;
+      if (!in_database.insert(fields[id]).second) continue;
       LedgerRow row;
       for (size_t i = 0; i < fields.size(); ++i)
         row.set(table.columns[i], value_of(table.columns[i], fields[i]));
@@ -300,7 +307,7 @@ void Ledger::reconcile() {
   }
   if (in_csv.size() < in_database.size()) {
     for (const LedgerRow& row : rows()) {
-      if (in_csv.contains(row.text("run_id"))) continue;
+      if (row.text("run_id").empty() || !in_csv.insert(row.text("run_id")).second) continue;
       append(row);
       ++reconciled_;
     }

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/error.h"
+#include "tightloop/core/file.h"
 #include "tightloop/core/sha256.h"
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/io/csv.h"
@@ -55,30 +56,34 @@ void save_lock(const std::string& path, const TargetLock& lock) {
   write_file_atomically(path, to_json(lock).dump(1) + "\n");
 }
 
-TargetLock load_lock(const std::string& path) {
-  const Json json = read_json(path, 1 << 20);
+TargetLock parse_lock(std::string_view text, const std::string& name) {
+  const Json json = parse_json(text, name);
   TargetLock lock;
-  lock.metric = get_string(json, "metric", path);
-  lock.threshold = get_double(json, "threshold", path);
-  lock.eval_tokens = get_int(json, "eval_tokens", path);
-  lock.data_sha256 = get_string(json, "data_sha256", path);
-  lock.tokenizer_sha256 = get_string(json, "tokenizer_sha256", path);
-  if (find_field(json, "floor", path) != nullptr) lock.floor = get_double(json, "floor", path);
-  lock.metric_sd = get_double(json, "metric_sd", path);
-  lock.metric_sd_df = get_double(json, "metric_sd_df", path);
-  lock.crossing_progress = get_double(json, "crossing_progress", path);
-  lock.method = get_string(json, "method", path);
-  for (const Json& run : get_array(json, "runs", path)) {
-    if (!run.is_string()) fail(ErrorKind::data, "{}: runs holds what is no text", path);
+  lock.metric = get_string(json, "metric", name);
+  lock.threshold = get_double(json, "threshold", name);
+  lock.eval_tokens = get_int(json, "eval_tokens", name);
+  lock.data_sha256 = get_string(json, "data_sha256", name);
+  lock.tokenizer_sha256 = get_string(json, "tokenizer_sha256", name);
+  if (find_field(json, "floor", name) != nullptr) lock.floor = get_double(json, "floor", name);
+  lock.metric_sd = get_double(json, "metric_sd", name);
+  lock.metric_sd_df = get_double(json, "metric_sd_df", name);
+  lock.crossing_progress = get_double(json, "crossing_progress", name);
+  lock.method = get_string(json, "method", name);
+  for (const Json& run : get_array(json, "runs", name)) {
+    if (!run.is_string()) fail(ErrorKind::data, "{}: runs holds what is no text", name);
     lock.runs.push_back(run.get<std::string>());
   }
-  lock.created = get_string(json, "created", path);
+  lock.created = get_string(json, "created", name);
   if (lock.metric != "val_bpb" && lock.metric != "val_loss")
-    fail(ErrorKind::data, "{}: metric '{}' must be val_bpb or val_loss", path, lock.metric);
-  if (get_string(json, "hash", path) != lock.hash())
-    throw Error(ErrorKind::data, fmt::format("{}: its hash is not that of its content", path))
+    fail(ErrorKind::data, "{}: metric '{}' must be val_bpb or val_loss", name, lock.metric);
+  if (get_string(json, "hash", name) != lock.hash())
+    throw Error(ErrorKind::data, fmt::format("{}: its hash is not that of its content", name))
         .with_hint("a lock is never edited: make another one in a new folder with --lab-dir");
   return lock;
+}
+
+TargetLock load_lock(const std::string& path) {
+  return parse_lock(read_file(path, 1 << 20), path);
 }
 
 std::pair<double, double> metric_spread(std::span<const BaselineCurve> baselines, double progress) {

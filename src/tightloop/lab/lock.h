@@ -36,7 +36,9 @@ struct TargetLock {
 };
 
 OrderedJson to_json(const TargetLock& lock);
-/// Error{io, data}; also when the hash in the file is not that of its content.
+/// Error{data}; also when the hash in the text is not that of its content.
+TargetLock parse_lock(std::string_view text, const std::string& name);
+/// Error{io}, and as parse_lock.
 TargetLock load_lock(const std::string& path);
 void save_lock(const std::string& path, const TargetLock& lock);
 

@@ -32,6 +32,22 @@ Json json_of(const std::string& path) {
   return holds_something(path) ? read_json(path, 1 << 26) : Json::object();
 }
 
+/// Numbers in a file: a text that is none is an error of the file.
+template <typename Parse>
+auto parsed(const Parse& parse, const std::string& text, const std::string& where) {
+  try {
+    return parse(text);
+  } catch (const Error& error) {
+    fail(ErrorKind::data, "{}: {}", where, error.message());
+  }
+}
+int64_t integer_of(const std::string& text, const std::string& where) {
+  return parsed(parse_integer, text, where);
+}
+double number_of(const std::string& text, const std::string& where) {
+  return parsed(parse_number, text, where);
+}
+
 /// Copies fields of a JSON object into columns, as far as they are there.
 class Copier {
  public:
@@ -118,14 +134,17 @@ void add_identity(LedgerRow& row, const Json& run, const std::string& where) {
     of_model.integer("n_embd", "n_embd");
     of_model.integer("n_head", "n_head");
     of_model.text("window_pattern", "window_pattern");
-    if (find_field(*model, "n_head", where) != nullptr)
-      row.set("head_dim", get_int(*model, "n_embd", where) / get_int(*model, "n_head", where));
+    if (find_field(*model, "n_head", where) != nullptr) {
+      const int64_t heads = get_int(*model, "n_head", where);
+      if (heads < 1) fail(ErrorKind::data, "{}: n_head is {}", where, heads);
+      row.set("head_dim", get_int(*model, "n_embd", where) / heads);
+    }
   }
   for (const auto& [column, key] :
        {std::pair("lr_mult", "optim.lr_mult"), std::pair("wd_mult", "optim.wd_mult"),
         std::pair("batch_mult", "optim.batch_mult")}) {
     const std::string text = option(run, key, where);
-    if (!text.empty()) row.set(column, parse_number(text));
+    if (!text.empty()) row.set(column, number_of(text, where));
   }
 }
 
@@ -222,7 +241,7 @@ void add_final_evaluation(LedgerRow& row, const std::string& path) {
        {std::pair("final_val_bpb", "val_bpb"), std::pair("final_val_loss", "val_loss"),
         std::pair("val_floor", "floor")}) {
     const std::string& text = last[table.column(field)];
-    if (!text.empty() && text != "nan") row.set(column, parse_number(text));
+    if (!text.empty() && text != "nan") row.set(column, number_of(text, path));
   }
 }
 
@@ -249,13 +268,13 @@ std::vector<MeasuredPoint> measured_points(const std::string& run_folder,
                process = table.column("process_sec");
   std::vector<MeasuredPoint> points;
   for (const std::vector<std::string>& row : table.rows) {
-    MeasuredPoint p{.step = parse_integer(row[step])};
+    MeasuredPoint p{.step = integer_of(row[step], path)};
     if (p.step > static_cast<int64_t>(steps.size())) break;  // its steps were not written any more
     const Clocks clocks = clocks_at(steps, p.step);
-    p.metric = row[value] == "nan" ? NAN : parse_number(row[value]);
+    p.metric = row[value] == "nan" ? NAN : number_of(row[value], path);
     p.train_sec = clocks.train_sec;
     p.nanochat_sec = clocks.nanochat_sec;
-    p.process_sec = parse_number(row[process]);
+    p.process_sec = number_of(row[process], path);
     points.push_back(p);
   }
   return points;

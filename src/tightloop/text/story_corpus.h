@@ -191,7 +191,7 @@ bool StoryCorpus::fill(const Template& slots, Facts& facts, Choose& choose) cons
       case SlotKind::table: {
         skill = Skill::table;
         const int kind = facts[static_cast<size_t>(slot.variable)] % slot.kinds;
-        list = &lists_[static_cast<size_t>(slot.list + kind)];
+        list = &lists_[static_cast<size_t>(slot.list) + static_cast<size_t>(kind)];
         choices = {list->words, list->weights, list->total, -1};
         break;
       }
