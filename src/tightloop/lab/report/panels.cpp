@@ -60,8 +60,7 @@ bool holds_numbers(const ReportTable& table, size_t column) {
     if (column >= row.size() || row[column].empty()) continue;
     const std::string& cell = row[column];
     const size_t first = cell.find_first_not_of("+-<>~ ");
-    const bool number =
-        first < 3 && cell[first] >= '0' && cell[first] <= '9';
+    const bool number = first < 3 && cell[first] >= '0' && cell[first] <= '9';
     ++(number || cell == "n/a" || cell == "-" ? numbers : words);
   }
   return numbers >= words;
