@@ -70,10 +70,10 @@ class HmmCorpus {
 
   double start(int state) const { return start_[static_cast<size_t>(state)]; }
   double transition(int from, int to) const {
-    return transition_[static_cast<size_t>(from * settings_.states + to)];
+    return transition_[static_cast<size_t>(int64_t{from} * settings_.states + to)];
   }
   double emission(int state, int symbol) const {
-    return emission_[static_cast<size_t>(state * settings_.vocab + symbol)];
+    return emission_[static_cast<size_t>(int64_t{state} * settings_.vocab + symbol)];
   }
 
  private:
