@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "tightloop/lab/statistics.h"
 
@@ -69,7 +68,10 @@ std::string results_table(const std::vector<ResultGroup>& groups,
   for (const ResultGroup& g : groups) {
     text +=
         fmt::format("\n{}:\n  losses = {}\n  times  = {}\n", g.name, list(g.losses), list(g.times));
-    if (!g.failed.empty()) text += fmt::format("  failed = [{}]\n", fmt::join(g.failed, ", "));
+    if (g.failed.empty()) continue;
+    std::string names;
+    for (const std::string& cell : g.failed) names += (names.empty() ? "" : ", ") + cell;
+    text += "  failed = [" + names + "]\n";
   }
   return text;
 }
