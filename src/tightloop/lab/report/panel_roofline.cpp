@@ -10,6 +10,8 @@
 namespace tightloop {
 namespace {
 
+constexpr double kBold = 1.12;     // width of strong text against the same in regular
+constexpr double kLabelGap = 3.0;  // pixels between labels
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Box {
@@ -132,7 +134,7 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
     const double turn = slope * 3.14159265358979 / 180.0;
     svg.text({at.x + 7 * std::sin(turn), at.y - 7 * std::cos(turn)}, text, "strong", Anchor::middle,
              slope);
-    const double half = 0.5 * text_width(text, kChartFont);
+    const double half = 0.5 * kBold * text_width(text, kChartFont);
     for (double d = -half; d <= half; d += 6.0) {
       const Point q{at.x + d * std::cos(turn) + 11 * std::sin(turn),
                     at.y + d * std::sin(turn) - 11 * std::cos(turn)};
@@ -142,8 +144,8 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
         phone ? fmt::format("{} GFLOP/s", short_number(peak))
               : fmt::format("multiply-add peak, measured: {} GFLOP/s", short_number(peak));
     svg.text({right - 4, y.at(peak) - 7}, peak_text, "strong", Anchor::end);
-    reserve(
-        {right - 4 - text_width(peak_text, kChartFont), y.at(peak) - 20, right, y.at(peak) - 2});
+    reserve({right - 4 - kBold * text_width(peak_text, kChartFont), y.at(peak) - 20, right,
+             y.at(peak) - 2});
   }
 
   for (size_t i = 1; i < roof.size(); ++i) {
@@ -247,7 +249,9 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
   const Box area{left, top - 14, right, bottom};
   for (const Placed* p : named) {
     const std::string name = cut(p->point->name, 200);
-    const double w = text_width(name, kChartFont), r = p->radius + 3.0, h = kChartFont;
+    const bool strong = p->point->kind == RooflinePoint::Kind::aggregate;
+    const double w = (strong ? kBold : 1.0) * text_width(name, kChartFont);
+    const double r = p->radius + 3.0, h = kChartFont;
     const Point at = p->px;
     struct Try {
       Point text;
@@ -290,9 +294,9 @@ Svg draw_roofline(const ReportData& data, PanelWidth width) {
       }
       svg.text(t.text, name,
                fmt::format("tint halo {}{}", color(phase_color(p->point->phase)),
-                           p->point->kind == RooflinePoint::Kind::aggregate ? " strong" : ""),
+                           strong ? " strong" : ""),
                t.anchor);
-      reserve(t.box);
+      reserve({t.box.left - kLabelGap, t.box.top, t.box.right + kLabelGap, t.box.bottom});
       break;
     }
   }
