@@ -136,6 +136,20 @@ class Messages(Case):
         self.fails(2, "train", "--data", self.data, *TINY, "--target-metric", "accuracy",
                    "--num-iterations", "1", says=["accuracy", "val_bpb"])
 
+    def test_interval_of_no_steps(self):
+        for name, off in [("eval", "never"), ("sample", "only at the end"),
+                          ("save", "only at the end")]:
+            for steps in ["0", "-2"]:
+                self.fails(2, "train", "--data", self.data, *TINY, f"--{name}-every", steps,
+                           says=[f"--{name}-every: {steps} is no interval",
+                                 "1 or more steps, or -1"],
+                           hint=f"-1: {off}")
+            words = " ".join(self.run_tool("train", "--help").stdout.split())
+            self.assertRegex(words, rf"--{name}-every [^-]*every so many steps and at the end; "
+                                    rf"-1: {off}")
+        (self.dir / "zero.toml").write_text("[checkpoint]\nevery = 0\n")
+        self.fails(2, "train", "-c", "zero.toml", says=["--save-every", "zero.toml:2"])
+
     def test_toml(self):
         (self.dir / "bad.toml").write_text("[model]\ndepth = = 3\n")
         self.fails(2, "train", "-c", "bad.toml", says=["bad.toml:2"])

@@ -3,6 +3,23 @@
 #include "tightloop/engine/rewrite/rewrite.h"
 
 namespace tightloop {
+namespace {
+
+/// A number of steps, or -1. Not 0, which would read as "at every step" as well as "at none".
+void add_interval(Options& o, std::string flag, std::string key, int64_t* field, std::string help) {
+  o.add_custom(
+      std::move(flag), std::move(key), "steps", std::move(help),
+      [field](const std::string& text) {
+        const int64_t steps = parse_integer(text);
+        if (steps < -1 || steps == 0)
+          fail(ErrorKind::usage,
+               "{} is no interval: expected 1 or more steps, or -1 to switch it off", steps);
+        *field = steps;
+      },
+      [field] { return std::to_string(*field); });
+}
+
+}  // namespace
 
 TrainConfig::TrainConfig() {
   for (const Rewrite& rewrite : all_rewrites())
@@ -101,8 +118,8 @@ void declare_train_options(Options& o, TrainConfig& c) {
   o.add("seed", "train.seed", &c.seed, "", "initialisation", {0, 9e15});
 
   o.group("Evaluation and checkpoints");
-  o.add("eval-every", "eval.every", &c.eval_every, "steps", "validation interval; -1: never",
-        {-1, 1e15});
+  add_interval(o, "eval-every", "eval.every", &c.eval_every,
+               "validate every so many steps and at the end; -1: never");
   o.add_custom(
       "eval-window", "eval.window", "FIRST:LAST:EVERY",
       "steps of more evaluations, besides --eval-every; not set: none",
@@ -114,13 +131,13 @@ void declare_train_options(Options& o, TrainConfig& c) {
   o.add("eval-tokens", "eval.tokens", &c.eval_tokens, "tokens",
         "tokens of one evaluation (recipe: 80 or 40 x 524,288, at most the validation set)",
         positive);
-  o.add("sample-every", "eval.sample_every", &c.sample_every, "steps",
-        "sample text; -1: only at the end", {-1, 1e15});
+  add_interval(o, "sample-every", "eval.sample_every", &c.sample_every,
+               "sample text every so many steps and at the end; -1: only at the end");
   o.add("target-metric", "eval.target_metric", &c.target_metric, "", "val_bpb or val_loss");
   o.add("target-threshold", "eval.target_threshold", &c.target_threshold, "",
         "stop when the target metric is at or below this");
-  o.add("save-every", "checkpoint.every", &c.save_every, "steps",
-        "checkpoint interval; -1: only at the end", {-1, 1e15});
+  add_interval(o, "save-every", "checkpoint.every", &c.save_every,
+               "save a checkpoint every so many steps and at the end; -1: only at the end");
   o.add("keep-checkpoints", "checkpoint.keep", &c.keep_checkpoints, "", "how many checkpoints stay",
         {1, 1e6});
 
