@@ -105,6 +105,11 @@ LedgerRow::Value value_of(std::string_view column, const std::string& text) {
   }
 }
 
+std::string made_again(const std::string& database) {
+  return fmt::format("remove {} and its -wal and -shm: it is made again from results.csv",
+                     database);
+}
+
 /// A prepared statement that ends with its scope.
 class Statement {
  public:
@@ -161,10 +166,7 @@ class Statement {
     Error error(broken ? ErrorKind::data : ErrorKind::io,
                 fmt::format("{}: {}", path_, sqlite3_errmsg(database)));
     if (broken)
-      error.with_hint(
-          fmt::format("remove {} and its -wal and -shm: it is made again from "
-                      "results.csv",
-                      path_));
+      error.with_hint(made_again(path_));
     else if (full)
       error.with_hint("free some disk, then continue with `tightloop lab resume`");
     throw error;
@@ -211,6 +213,26 @@ std::string column_list() {
   for (const std::string& name : ledger_columns())
     text += (text.empty() ? "" : ", ") + ("\"" + name + "\"");
   return text;
+}
+
+std::string table_sql() {
+  return "results (row INTEGER PRIMARY KEY, " + column_list() + ", UNIQUE (run_id))";
+}
+
+/// What a damaged database returns depends on how it is read and changes with what is written: it
+/// is refused before anything of it is used. Error{data}.
+void check_sound(sqlite3* database, const std::string& path) {
+  Statement check(database, path, "PRAGMA integrity_check(1)");
+  if (check.step()) {
+    if (const std::string found = text_of(check.column(0)); found != "ok")
+      throw Error(ErrorKind::data, fmt::format("{} is damaged: {}", path, found))
+          .with_hint(made_again(path));
+  }
+  Statement table(database, path, "SELECT sql FROM sqlite_master WHERE name = 'results'");
+  if (table.step() && text_of(table.column(0)) != "CREATE TABLE " + table_sql())
+    throw Error(ErrorKind::data,
+                fmt::format("{}: its table is not that of ledger version {}", path, kLedgerVersion))
+        .with_hint("it was made by another version: use a new lab folder (--lab-dir)");
 }
 
 }  // namespace
@@ -263,11 +285,13 @@ Ledger::Ledger(const std::string& folder)
   try {
     // Else a column that the table lacks would be read as its own name.
     sqlite3_db_config(database_, SQLITE_DBCONFIG_DQS_DML, 0, nullptr);
+    // It has none of its own.
+    sqlite3_db_config(database_, SQLITE_DBCONFIG_ENABLE_TRIGGER, 0, nullptr);
     sqlite3_busy_timeout(database_, kBusyMilliseconds);
+    check_sound(database_, database_path_);
     switch_to_wal(database_, database_path_);
-    for (const std::string& sql : {std::string("PRAGMA synchronous = FULL"),
-                                   "CREATE TABLE IF NOT EXISTS results (row INTEGER PRIMARY KEY, " +
-                                       column_list() + ", UNIQUE (run_id))"})
+    for (const std::string& sql :
+         {std::string("PRAGMA synchronous = FULL"), "CREATE TABLE IF NOT EXISTS " + table_sql()})
       Statement(database_, database_path_, sql).step();
     reconcile();
   } catch (...) {

@@ -45,7 +45,7 @@ class LedgerRow {
 /// for everything else. A row is final and is written once: first appended to the CSV (locked,
 /// fsynced), then inserted. Rows that a crash or a full disk left in one of the two are copied to
 /// the other when the ledger is opened. Any number of processes may have it open and add rows.
-/// Error{io, data}.
+/// Error{io, data}; data also for a database that fails SQLite's integrity check.
 class Ledger {
  public:
   explicit Ledger(const std::string& folder);

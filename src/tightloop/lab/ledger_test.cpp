@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "tightloop/core/error.h"
+#include "tightloop/core/file.h"
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/io/csv.h"
 
@@ -213,6 +214,32 @@ TEST_F(LedgerTest, WritersSideBySideOnAHundredThousandRows) {
   const Ledger ledger(folder_.string());
   EXPECT_EQ(ledger.reconciled(), 0);
   for (const std::string& id : ids) ASSERT_TRUE(ledger.has(id)) << id;
+}
+
+TEST_F(LedgerTest, ADamagedDatabaseIsRefusedAndMadeAgain) {
+  {
+    Ledger ledger(folder_.string());
+    ledger.add(row("first-run"));
+    ledger.add(row("second-run"));
+  }
+  // Another run id in the index than in the table: SQLite opens that, and reads either.
+  std::string bytes = read_file(file("ledger.sqlite"));
+  const size_t at = bytes.rfind("second-run");
+  ASSERT_NE(at, bytes.find("second-run"));
+  bytes[at] = 'S';
+  std::ofstream(file("ledger.sqlite"), std::ios::binary) << bytes;
+  try {
+    const Ledger ledger(folder_.string());
+    FAIL() << "a damaged database was opened";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::data);
+    EXPECT_NE(error.message().find(file("ledger.sqlite") + " is damaged"), std::string::npos)
+        << error.what();
+    EXPECT_NE(error.hint().find("made again from results.csv"), std::string::npos);
+  }
+  for (const char* name : {"ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"})
+    fs::remove(file(name));
+  EXPECT_EQ(Ledger(folder_.string()).rows().size(), 2u);
 }
 
 TEST_F(LedgerTest, ForeignFilesAreRefused) {
