@@ -152,8 +152,13 @@ class Lab(LabCase):
         self.assertEqual(refused.returncode, 2)
         self.assertIn("tightloop lab lock", refused.stderr)
         self.lock()
-        changed = self.lab("run", "G", *self.base(), "--eval-tokens", "2048")
-        self.assertEqual(changed.returncode, 2)
+        for template, flag, then, now in [("G", "--eval-tokens", 1024, 2048),
+                                          ("AA", "--max-seq-len", 64, 32)]:
+            changed = self.lab("run", template, *self.base(), flag, now)
+            self.assertEqual(changed.returncode, 2, changed.stderr)
+            self.assertIn(f"locked with {flag} {then}, and this run has {now}", changed.stderr)
+            self.assertIn("hint: ", changed.stderr)
+            self.assertIn("`tightloop lab lock --lab-dir lab/main-2", changed.stderr)
         twice = self.lab("lock", *self.base(), "--floor-offset", "3.5")
         self.assertEqual(twice.returncode, 2)
         switched = self.lab("run", "G", *self.base(), "--fused-rmsnorm")

@@ -73,6 +73,7 @@ int run_lock(TrainFlags& train, LockFlags& flags) {
   TargetLock lock;
   lock.metric = train.config.target_metric;
   lock.eval_tokens = validation.tokens;
+  lock.max_seq_len = trainer.plan().model.sequence_len;
   lock.data_sha256 = validation.data_sha256;
   lock.tokenizer_sha256 = validation.tokenizer_sha256;
   lock.floor = validation.floor;

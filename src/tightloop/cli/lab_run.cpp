@@ -12,18 +12,12 @@ namespace fs = std::filesystem;
 /// The target of a folder: there already, or shipped with the preset. Not saved here.
 TargetLock lock_for(const std::string& lab_dir,
                     const std::string& preset,
-                    const ValidationData& validation) {
+                    const ValidationData& validation,
+                    int64_t max_seq_len) {
   const std::string path = (fs::path(lab_dir) / "lock/target.json").string();
   if (fs::exists(path)) {
     const TargetLock lock = load_lock(path);
-    if (lock.data_sha256 != validation.data_sha256 ||
-        lock.tokenizer_sha256 != validation.tokenizer_sha256 ||
-        lock.eval_tokens != validation.tokens)
-      throw Error(ErrorKind::usage,
-                  fmt::format("the target of '{}' was locked on other validation data, another "
-                              "tokenizer or another --eval-tokens ({} then, {} now)",
-                              lab_dir, lock.eval_tokens, validation.tokens))
-          .with_hint("use the data and --eval-tokens of the lock, or another --lab-dir");
+    expect_same_evaluation(lock, validation, max_seq_len, lab_dir);
     return lock;
   }
   const ShippedLock* shipped = shipped_lock(preset);
@@ -43,6 +37,7 @@ TargetLock lock_for(const std::string& lab_dir,
   lock.metric = "val_loss";
   lock.threshold = *validation.floor + shipped->offset;
   lock.eval_tokens = validation.tokens;
+  lock.max_seq_len = max_seq_len;
   lock.data_sha256 = validation.data_sha256;
   lock.tokenizer_sha256 = validation.tokenizer_sha256;
   lock.floor = validation.floor;
@@ -66,7 +61,8 @@ int run_template(TrainFlags& train, const RunFlags& flags) {
   Experiment e = plan_experiment(train, flags, plan);
   if (e.seeds.size() < 2)
     talk("note: one seed an arm has no spread of its own: nothing but the sign can be seen\n");
-  const TargetLock lock = lock_for(folder, train.preset, trainer.validation());
+  const TargetLock lock =
+      lock_for(folder, train.preset, trainer.validation(), plan.model.sequence_len);
   e.lock_hash = lock.hash();
   e.window = dense_evaluations(e.steps, lock.crossing_progress);
   std::vector<LedgerRow> rows;

@@ -18,7 +18,7 @@ namespace {
 
 OrderedJson content(const TargetLock& lock) {
   OrderedJson json;
-  json["format"] = 1;
+  json["format"] = kLockFormat;
   json["metric"] = lock.metric;
   json["threshold"] = lock.threshold;
   json["direction"] = "below";
@@ -26,6 +26,7 @@ OrderedJson content(const TargetLock& lock) {
   json["eval_tokens"] = lock.eval_tokens;
   json["eval_rule"] =
       "every max(1, round(steps / 130)) steps from 0.75 to 1.20 of the baseline's crossing";
+  json["max_seq_len"] = lock.max_seq_len;
   json["data_sha256"] = lock.data_sha256;
   json["tokenizer_sha256"] = lock.tokenizer_sha256;
   json["byte_count"] = "UTF-8 bytes of the tokens; special tokens have none";
@@ -58,10 +59,15 @@ void save_lock(const std::string& path, const TargetLock& lock) {
 
 TargetLock parse_lock(std::string_view text, const std::string& name) {
   const Json json = parse_json(text, name);
+  if (const int64_t format = get_int(json, "format", name); format != kLockFormat)
+    throw Error(ErrorKind::data,
+                fmt::format("{}: format {}, expected {}", name, format, kLockFormat))
+        .with_hint("another version of tightloop made it: use a new lab folder (--lab-dir)");
   TargetLock lock;
   lock.metric = get_string(json, "metric", name);
   lock.threshold = get_double(json, "threshold", name);
   lock.eval_tokens = get_int(json, "eval_tokens", name);
+  lock.max_seq_len = get_int(json, "max_seq_len", name);
   lock.data_sha256 = get_string(json, "data_sha256", name);
   lock.tokenizer_sha256 = get_string(json, "tokenizer_sha256", name);
   if (find_field(json, "floor", name) != nullptr) lock.floor = get_double(json, "floor", name);
@@ -84,6 +90,26 @@ TargetLock parse_lock(std::string_view text, const std::string& name) {
 
 TargetLock load_lock(const std::string& path) {
   return parse_lock(read_file(path, 1 << 20), path);
+}
+
+void expect_same_evaluation(const TargetLock& lock,
+                            const ValidationData& run,
+                            int64_t max_seq_len,
+                            const std::string& lab_dir) {
+  const auto expect = [&](std::string_view what, const auto& then, const auto& now) {
+    if (then == now) return;
+    throw Error(ErrorKind::usage,
+                fmt::format("the target of '{}' was locked with {} {}, and this run has {}: their "
+                            "{} cannot be compared",
+                            lab_dir, what, then, now, lock.metric))
+        .with_hint(fmt::format("run with what it was locked with, or fix another target: "
+                               "`tightloop lab lock --lab-dir {}-2 ...`",
+                               lab_dir));
+  };
+  expect("--max-seq-len", lock.max_seq_len, max_seq_len);
+  expect("--eval-tokens", lock.eval_tokens, run.tokens);
+  expect("validation data (SHA-256)", lock.data_sha256, run.data_sha256);
+  expect("the tokenizer (SHA-256)", lock.tokenizer_sha256, run.tokenizer_sha256);
 }
 
 std::pair<double, double> metric_spread(std::span<const BaselineCurve> baselines, double progress) {

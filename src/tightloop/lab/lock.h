@@ -10,6 +10,7 @@
 #include "tightloop/core/json.h"
 #include "tightloop/lab/crossing.h"
 #include "tightloop/train/config.h"
+#include "tightloop/train/trainer.h"
 
 namespace tightloop {
 
@@ -19,6 +20,7 @@ struct TargetLock {
   std::string metric = "val_bpb";  // or val_loss; lower is better, no smoothing
   double threshold = 0.0;
   int64_t eval_tokens = 0;
+  int64_t max_seq_len = 0;  // of the rows that validation documents are cut into
   std::string data_sha256;  // of the validation shards
   std::string tokenizer_sha256;
   std::optional<double> floor;  // nats: the least val_loss on these tokens, when known
@@ -34,13 +36,22 @@ struct TargetLock {
   /// SHA-256 of everything above.
   std::string hash() const;
 };
+inline constexpr int64_t kLockFormat = 2;  // 1 had no max_seq_len
 
 OrderedJson to_json(const TargetLock& lock);
-/// Error{data}; also when the hash in the text is not that of its content.
+/// Error{data}; also for another format than kLockFormat, and when the hash in the text is not that
+/// of its content.
 TargetLock parse_lock(std::string_view text, const std::string& name);
 /// Error{io}, and as parse_lock.
 TargetLock load_lock(const std::string& path);
 void save_lock(const std::string& path, const TargetLock& lock);
+
+/// Error{usage} that names both values when a run measures its metric on something else than
+/// `lock`: rows of another length, other tokens, data or tokenizer. `lab_dir`: where the lock is.
+void expect_same_evaluation(const TargetLock& lock,
+                            const ValidationData& run,
+                            int64_t max_seq_len,
+                            const std::string& lab_dir);
 
 /// One baseline run: all that a lock is derived from.
 struct BaselineCurve {

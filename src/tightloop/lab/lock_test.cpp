@@ -75,6 +75,7 @@ TEST(Lock, FileIsRefusedWhenItWasEdited) {
   const TargetLock lock{.metric = "val_loss",
                         .threshold = 1.2345678901234567,
                         .eval_tokens = 4096,
+                        .max_seq_len = 512,
                         .data_sha256 = "ab",
                         .tokenizer_sha256 = "cd",
                         .floor = 0.61,
@@ -89,13 +90,50 @@ TEST(Lock, FileIsRefusedWhenItWasEdited) {
   EXPECT_EQ(back.hash(), lock.hash());
   EXPECT_EQ(back.threshold, lock.threshold);
   EXPECT_EQ(back.runs, lock.runs);
+  EXPECT_EQ(back.max_seq_len, 512);
   std::string text = read_file(path);
   text.replace(text.find("1.23"), 4, "1.33");
   std::ofstream(path) << text;
   EXPECT_THROW(load_lock(path), Error);
   std::ofstream(path) << "{}";
   EXPECT_THROW(load_lock(path), Error);
+  std::ofstream(path) << R"({"format": 1, "metric": "val_loss"})";
+  try {
+    load_lock(path);
+    FAIL() << "a lock of an older format was read";
+  } catch (const Error& error) {
+    EXPECT_NE(error.message().find("format 1, expected 2"), std::string::npos) << error.what();
+    EXPECT_NE(error.hint().find("--lab-dir"), std::string::npos);
+  }
   fs::remove_all(folder);
+}
+
+TEST(Lock, AnotherEvaluationIsRefusedNamingBothValues) {
+  const TargetLock lock{
+      .eval_tokens = 4096, .max_seq_len = 512, .data_sha256 = "ab", .tokenizer_sha256 = "cd"};
+  const ValidationData same{.data_sha256 = "ab", .tokenizer_sha256 = "cd", .tokens = 4096};
+  EXPECT_NO_THROW(expect_same_evaluation(lock, same, 512, "lab/x"));
+  const auto refusal = [&lock](const ValidationData& run, int64_t max_seq_len) -> std::string {
+    try {
+      expect_same_evaluation(lock, run, max_seq_len, "lab/x");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::usage);
+      EXPECT_NE(error.hint().find("`tightloop lab lock --lab-dir lab/x-2"), std::string::npos);
+      return error.message();
+    }
+    return "not refused";
+  };
+  EXPECT_NE(refusal(same, 256).find("--max-seq-len 512, and this run has 256"), std::string::npos);
+  ValidationData other = same;
+  other.tokens = 2048;
+  EXPECT_NE(refusal(other, 512).find("--eval-tokens 4096, and this run has 2048"),
+            std::string::npos);
+  other = same;
+  other.data_sha256 = "ef";
+  EXPECT_NE(refusal(other, 512).find("ab, and this run has ef"), std::string::npos);
+  other = same;
+  other.tokenizer_sha256 = "gh";
+  EXPECT_NE(refusal(other, 512).find("cd, and this run has gh"), std::string::npos);
 }
 
 }  // namespace
