@@ -30,9 +30,8 @@ if(CMAKE_SCRIPT_MODE_FILE)
   return()
 endif()
 
-get_target_property(tl_options tl_flags INTERFACE_COMPILE_OPTIONS)
 string(TOUPPER "${CMAKE_BUILD_TYPE}" tl_type)
-string(JOIN " " tl_options ${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${tl_type}} ${tl_options})
+string(JOIN " " tl_options ${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${tl_type}} ${TL_CXX_FLAGS})
 set(tl_generated "${CMAKE_BINARY_DIR}/generated/build_info.cpp")
 
 add_custom_target(tl_build_info_source

@@ -24,29 +24,36 @@ endif()
 
 add_library(tl_flags INTERFACE)
 target_include_directories(tl_flags INTERFACE "${CMAKE_SOURCE_DIR}/src")
-target_compile_options(tl_flags INTERFACE -Wall -Wextra -Wshadow -Wno-missing-field-initializers)
+set(TL_CXX_FLAGS -Wall -Wextra -Wshadow -Wno-missing-field-initializers)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  target_compile_options(tl_flags INTERFACE -Wno-restrict)   # false alarms on std::string in GCC 12
+  list(APPEND TL_CXX_FLAGS -Wno-restrict)   # false alarms on std::string in GCC 12
   if(CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
-    target_compile_options(tl_flags INTERFACE -Wno-dangling-reference)   # on members of views
+    list(APPEND TL_CXX_FLAGS -Wno-dangling-reference)   # on members of views
   endif()
 endif()
-target_compile_options(tl_flags INTERFACE -fno-math-errno -ffp-contract=off)
+list(APPEND TL_CXX_FLAGS -fno-math-errno -ffp-contract=off)
 if(TL_WERROR)
-  target_compile_options(tl_flags INTERFACE -Werror)
+  list(APPEND TL_CXX_FLAGS -Werror)
 endif()
 if(TL_SANITIZE)
-  target_compile_options(tl_flags INTERFACE -fsanitize=${TL_SANITIZE} -fno-omit-frame-pointer
-                                            -fno-sanitize-recover=all)
+  list(APPEND TL_CXX_FLAGS -fsanitize=${TL_SANITIZE} -fno-omit-frame-pointer
+                           -fno-sanitize-recover=all)
   target_link_options(tl_flags INTERFACE -fsanitize=${TL_SANITIZE})
   target_compile_definitions(tl_flags INTERFACE TL_SANITIZED=1)
+endif()
+target_compile_options(tl_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${TL_CXX_FLAGS}>")
+if(TL_CUDA)
+  target_compile_options(tl_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${TL_CUDA_FLAGS}>")
+  target_compile_definitions(tl_flags INTERFACE TL_CUDA=1)
+  target_link_libraries(tl_flags INTERFACE CUDA::cudart_static)
 endif()
 if(TL_THREADS_STD)
   target_compile_definitions(tl_flags INTERFACE TL_THREADS_STD=1)
 endif()
 
 # tl_library(<layer> DEPS <layers...> LINK <packages...>)
-# One static library per layer: all .cpp files of the folder that are not tests, benches or fuzzers;
+# One static library per layer: all .cpp files of the folder that are not tests, benches or fuzzers,
+# and with TL_CUDA all .cu files;
 # a folder below with a CMakeLists.txt of its own is a library of its own.
 # Every <name>_test.cpp beside the code becomes the ctest <layer>.<name>, and with TL_BENCH every
 # <name>_bench.cpp the program bin/bench/<layer>_<name>, with TL_FUZZ every <name>_fuzz.cpp the
@@ -54,6 +61,10 @@ endif()
 function(tl_library layer)
   cmake_parse_arguments(ARG "" "" "DEPS;LINK" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cpp")
+  if(TL_CUDA)
+    file(GLOB_RECURSE kernels CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cu")
+    list(APPEND sources ${kernels})
+  endif()
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.h")
   file(GLOB_RECURSE nested CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*/CMakeLists.txt")
   foreach(list ${nested})

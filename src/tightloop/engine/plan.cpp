@@ -127,10 +127,8 @@ Plan make_plan(const Program& program, Device device) {
   }
   int64_t live = 0;
   for (size_t i = 0; i < ops.size(); ++i) {
-    const OpEntry& entry = op_entry(ops[i].def->name);
-    const int64_t scratch = entry.scratch == nullptr
-                                ? 0
-                                : align_up(entry.scratch(program.types_of(ops[i]), ops[i].attrs));
+    const int64_t scratch = align_up(
+        op_entry(ops[i].def->name).scratch_bytes(device, program.types_of(ops[i]), ops[i].attrs));
     plan.scratch_bytes = std::max(plan.scratch_bytes, scratch);
     live += change[i];
     plan.live_bytes[i] = live + scratch;

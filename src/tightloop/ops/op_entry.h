@@ -26,14 +26,21 @@ struct OpCall {
 
 /// Runs the operation on exec.device.
 using RunFn = void (*)(const Exec& exec, const OpCall& call);
-/// Scratch the operation needs on the CPU, for these types and the current thread count.
+/// Bytes of scratch the operation needs for these types (on the CPU also: and the current thread
+/// count).
 using ScratchFn = int64_t (*)(const OpTypes& types, const Attrs& attrs);
 
 /// Everything known of one operation: its definition for the Program, and how to run it.
 struct OpEntry {
   OpDef def;
   RunFn run = nullptr;
-  ScratchFn scratch = nullptr;  // null: none
+  ScratchFn scratch = nullptr;       // on cpu and ref; null: none
+  ScratchFn scratch_cuda = nullptr;  // on cuda; null: none
+
+  int64_t scratch_bytes(Device device, const OpTypes& types, const Attrs& attrs) const {
+    const ScratchFn needed = device == Device::cuda ? scratch_cuda : scratch;
+    return needed == nullptr ? 0 : needed(types, attrs);
+  }
 };
 
 /// The definitions of all operations, for builders.
@@ -47,6 +54,11 @@ std::vector<const OpEntry*> all_op_entries();
 inline Type type_on(Device device, const Type& type) {
   if (device == Device::ref && is_float(type.dtype)) return {DType::f64, type.shape};
   return type;
+}
+
+/// What row statistics (rstd, lse, …) of a tensor are stored as: never narrower than f32.
+inline DType statistics_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
 }
 
 /// Checks shared by infer functions. `op` and `operand` go into the message.

@@ -11,7 +11,8 @@ namespace tightloop {
 
 /// Runs a Program op by op with memory of its own for every value: no plan, no aliasing, no reuse.
 /// The slow, obvious way, against which operations, rewrites and the planner are tested. On the
-/// reference device every float tensor is float64.
+/// reference device every float tensor is float64. On cuda the memory is page-locked memory of the
+/// host, which kernels reach over the bus, so that it can be read and written here too.
 class Interpreter {
  public:
   Interpreter(const Program& program, Device device);
@@ -29,8 +30,10 @@ class Interpreter {
  private:
   const Program& program_;
   Device device_;
-  std::vector<std::unique_ptr<std::byte[]>> slot_memory_;
-  std::vector<std::unique_ptr<std::byte[]>> temp_memory_;
+  using Memory = std::unique_ptr<std::byte, void (*)(std::byte*)>;
+  Memory allocate(int64_t bytes) const;
+
+  std::vector<Memory> memory_;
   std::vector<TensorView> slots_;
   std::vector<TensorView> temps_;
 };

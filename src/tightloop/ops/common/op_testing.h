@@ -8,13 +8,14 @@
 
 #include <gtest/gtest.h>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/ops/basic/basic.h"
 #include "tightloop/ops/common/interpreter.h"
 #include "tightloop/program/differentiate.h"
 
-/// What every operation's test needs: CPU against the float64 reference, and the reference's
-/// gradients against finite differences.
+/// What every operation's test needs: CPU, and CUDA where there is such a device, against the
+/// float64 reference, and the reference's gradients against finite differences.
 namespace tightloop::testing {
 
 /// One slot of a test Program and what it is filled with: normal(0, stddev), or for integer types
@@ -35,7 +36,8 @@ struct TestProgram {
 };
 
 struct OpTestOptions {
-  /// Largest |cpu - ref| / (norm-wise scale of the tensor) allowed; times sqrt(elements reduced).
+  /// Largest |cpu - ref| and |cuda - ref| / (norm-wise scale of the tensor) allowed; times
+  /// sqrt(elements reduced).
   double tolerance = 2e-6;
   double fd_tolerance = 1e-6;  // relative to the largest gradient of the slot
   double fd_step = 1e-5;
@@ -76,8 +78,14 @@ inline double scaled_error(const Interpreter& a,
   return scale == 0.0 ? worst : worst / scale;
 }
 
-/// Runs the Program (with its backward) on cpu and ref: every output and every gradient must agree;
-/// the reference's gradients must agree with central differences.
+/// cpu, and cuda where a device can be used.
+inline std::vector<Device> tested_devices() {
+  if (cuda::device_count() > 0) return {Device::cpu, Device::cuda};
+  return {Device::cpu};
+}
+
+/// Runs the Program (with its backward) on every device: every output and every gradient must agree
+/// with the reference's; those must agree with central differences.
 inline void check_op(const TestProgram& test, const OpTestOptions& options = {}) {
   auto slots = std::make_shared<SlotTable>();
   for (const TestSlot& s : test.slots) slots->add({s.name, s.type, s.role});
@@ -100,7 +108,7 @@ inline void check_op(const TestProgram& test, const OpTestOptions& options = {})
   }
   program.validate();
 
-  Interpreter cpu(program, Device::cpu), ref(program, Device::ref);
+  Interpreter ref(program, Device::ref);
   const auto fill = [&](const Interpreter& run) {
     fill_slots(run, test, options.seed);
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -110,17 +118,22 @@ inline void check_op(const TestProgram& test, const OpTestOptions& options = {})
         run.set(t, j, static_cast<double>(static_cast<float>(rng.normal())));
     }
   };
-  fill(cpu), fill(ref);
-  cpu.run(), ref.run();
-
-  for (Value v : outputs)
-    EXPECT_LE(scaled_error(cpu, cpu.view(v), ref, ref.view(v)), options.tolerance)
-        << "output " << to_string(program.type(v));
-  for (const Slot& slot : slots->all()) {
-    if (slot.role != SlotRole::gradient) continue;
-    EXPECT_LE(scaled_error(cpu, cpu.slot(slot.name), ref, ref.slot(slot.name)),
-              4 * options.tolerance)
-        << slot.name;
+  fill(ref);
+  ref.run();
+  for (const Device device : tested_devices()) {
+    SCOPED_TRACE(name_of(device));
+    Interpreter run(program, device);
+    fill(run);
+    run.run();
+    for (Value v : outputs)
+      EXPECT_LE(scaled_error(run, run.view(v), ref, ref.view(v)), options.tolerance)
+          << "output " << to_string(program.type(v));
+    for (const Slot& slot : slots->all()) {
+      if (slot.role != SlotRole::gradient) continue;
+      EXPECT_LE(scaled_error(run, run.slot(slot.name), ref, ref.slot(slot.name)),
+                4 * options.tolerance)
+          << slot.name;
+    }
   }
   if (!options.gradients) return;
 

@@ -1,6 +1,8 @@
 #include "tightloop/ops/linear/linear.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/gemm.h"
+#include "tightloop/ops/common/gemm_cuda.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -10,7 +12,7 @@ GemmInput gemm_input(const ConstTensorView& t) {
   return {.data = t.data, .dtype = t.dtype(), .ld = t.shape().cols()};
 }
 
-/// One product on either device. `e` is the epilogue's operand, empty for none.
+/// One product on any device. `e` is the epilogue's operand, empty for none.
 void run_gemm(const Exec& exec,
               GemmForm form,
               int64_t M,
@@ -39,17 +41,18 @@ void run_gemm(const Exec& exec,
               .lde = e.empty() ? 0 : e.shape().cols()});
     return;
   }
-  gemm({.form = form,
-        .M = M,
-        .N = N,
-        .K = K,
-        .a = gemm_input(a),
-        .b = gemm_input(b),
-        .c = {.data = c.data, .dtype = c.dtype(), .ld = c.shape().cols()},
-        .accumulate = accumulate,
-        .epilogue = epilogue,
-        .e = e.empty() ? GemmInput{} : gemm_input(e)},
-       exec.scratch);
+  const Gemm g{.form = form,
+               .M = M,
+               .N = N,
+               .K = K,
+               .a = gemm_input(a),
+               .b = gemm_input(b),
+               .c = {.data = c.data, .dtype = c.dtype(), .ld = c.shape().cols()},
+               .accumulate = accumulate,
+               .epilogue = epilogue,
+               .e = e.empty() ? GemmInput{} : gemm_input(e)};
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(gemm_cuda(exec, g));
+  gemm(g, exec.scratch);
 }
 
 int64_t scratch(

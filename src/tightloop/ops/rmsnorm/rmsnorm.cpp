@@ -1,15 +1,18 @@
 #include "tightloop/ops/rmsnorm/rmsnorm.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/rmsnorm/rmsnorm_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void rmsnorm_fwd(const Exec& exec, const RmsnormFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(rmsnorm_fwd_cuda(exec, args));
   exec.device == Device::ref ? rmsnorm_fwd_ref(args) : rmsnorm_fwd_cpu(args);
 }
 
 void rmsnorm_bwd(const Exec& exec, const RmsnormBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(rmsnorm_bwd_cuda(exec, args));
   if (exec.device == Device::ref) return rmsnorm_bwd_ref(args);
   rmsnorm_bwd_cpu(args, reinterpret_cast<float*>(exec.scratch.data()));
 }
@@ -29,7 +32,7 @@ std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
     expect_shape("rmsnorm", "weight", t.input(1), {x.shape.cols()});
     expect_dtype("rmsnorm", "weight", t.input(1), x.dtype);
   }
-  return {x, {x.dtype, {x.shape.rows()}}};
+  return {x, {statistics_dtype(x.dtype), {x.shape.rows()}}};
 }
 
 void run_fwd(const Exec& exec, const OpCall& c) {
@@ -91,6 +94,7 @@ const OpEntry kEntries[] = {
      run_fwd},
     {{.name = "rmsnorm_bwd", .infer = infer_bwd, .cost = cost_bwd, .inplace = {{0, 0}}},
      run_bwd,
+     scratch_bwd,
      scratch_bwd},
 };
 

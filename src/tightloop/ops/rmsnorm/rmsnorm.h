@@ -8,7 +8,8 @@ namespace tightloop {
 /// RMS normalisation, forward, over the last axis:
 ///   y[r,c] = scale * x[r,c] * rstd[r] * weight[c],   rstd[r] = 1 / sqrt(mean_c(x[r,c]^2) + eps).
 /// Shapes: x, y (..., cols); weight (cols), empty for none; rstd (rows), rows = elements / cols.
-/// Types:  f32 with f32 sums in a fixed order; float64 on the reference device.
+/// Types:  f32 (on cuda also bf16) with f32 sums in a fixed order and rstd f32; float64 on the
+///         reference device.
 /// Memory: y may alias x. Moves 2*rows*cols elements and rows.
 /// QK-norm is this operation on (B, T, H, D): one row per head.
 /// Errors: Error{shape, dtype}. Source: Zhang and Sennrich 2019, arXiv:1910.07467.

@@ -11,5 +11,8 @@ void rmsnorm_bwd_ref(const RmsnormBwd& args);
 void rmsnorm_fwd_cpu(const RmsnormFwd& args);
 /// scratch: kRmsnormBlocks * cols floats when dweight is given.
 void rmsnorm_bwd_cpu(const RmsnormBwd& args, float* scratch);
+void rmsnorm_fwd_cuda(const Exec& exec, const RmsnormFwd& args);
+/// exec.scratch: as on the CPU.
+void rmsnorm_bwd_cuda(const Exec& exec, const RmsnormBwd& args);
 
 }  // namespace tightloop

@@ -1,0 +1,28 @@
+# The CUDA language and the libraries of its toolkit, where TL_CUDA asks for them.
+if(NOT CMAKE_CUDA_COMPILER)
+  find_program(CMAKE_CUDA_COMPILER nvcc HINTS ENV CUDACXX PATHS /usr/local/cuda/bin)
+  if(NOT CMAKE_CUDA_COMPILER)
+    message(FATAL_ERROR "TL_CUDA needs nvcc of the CUDA toolkit 13: none in PATH or /usr/local/cuda/bin")
+  endif()
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  # Hopper, and for the generic path intermediate code for everything from Ampere on.
+  set(CMAKE_CUDA_ARCHITECTURES 80-virtual 90a-real)
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit 13 REQUIRED)
+set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -g1")
+if(NOT DEFINED CMAKE_CUDA_COMPILER_LAUNCHER)
+  find_program(TL_CUDA_CCACHE ccache)
+  if(TL_CUDA_CCACHE)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER "${TL_CUDA_CCACHE}")
+  endif()
+endif()
+# CMake 3.25 does not know that nvcc 13 has C++20.
+set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+# fmt 9 takes nvcc for a compiler without constexpr, and then fails in C++20.
+set(TL_CUDA_FLAGS --extended-lambda --expt-relaxed-constexpr -lineinfo -DFMT_USE_CONSTEXPR=1)
+if(TL_WERROR)
+  list(APPEND TL_CUDA_FLAGS -Werror=all-warnings)
+endif()

@@ -1,0 +1,197 @@
+#include <atomic>
+#include <cuda_runtime.h>
+
+#include "tightloop/core/cuda_device.h"
+#include "tightloop/core/error.h"
+
+namespace tightloop::cuda {
+namespace {
+
+std::atomic<int64_t> g_synchronizations{0};
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  const ErrorKind kind = status == cudaErrorMemoryAllocation ? ErrorKind::oom : ErrorKind::device;
+  const char* name = cudaGetErrorName(status);
+  const char* text = cudaGetErrorString(status);
+  cudaGetLastError();  // a later call must not report this one again
+  fail(kind, "CUDA: {}: {} ({})", what, text, name);
+}
+
+cudaStream_t the_stream() {
+  static cudaStream_t stream = [] {
+    cudaStream_t made;
+    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "making the stream");
+    return made;
+  }();
+  return stream;
+}
+
+std::string size_text(int64_t bytes) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / 0x1p20);
+}
+
+}  // namespace
+
+bool built() {
+  return true;
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+void expect_device() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "looking for a device");
+  if (count == 0) fail(ErrorKind::device, "CUDA: there is no device");
+}
+
+DeviceInfo device_info() {
+  expect_device();
+  cudaDeviceProp prop;
+  check(cudaGetDeviceProperties(&prop, 0), "reading the device's properties");
+  DeviceInfo info{.name = prop.name,
+                  .compute_major = prop.major,
+                  .compute_minor = prop.minor,
+                  .multiprocessors = prop.multiProcessorCount,
+                  .total_bytes = static_cast<int64_t>(prop.totalGlobalMem)};
+  check(cudaDriverGetVersion(&info.driver_version), "reading the driver's version");
+  check(cudaRuntimeGetVersion(&info.runtime_version), "reading the runtime's version");
+  return info;
+}
+
+int64_t free_bytes() {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for free memory");
+  return static_cast<int64_t>(free);
+}
+
+std::byte* allocate(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail(ErrorKind::oom, "cannot allocate {} on the device, which has {} free", size_text(bytes),
+         size_text(free_bytes()));
+  }
+  check(status, "allocating memory");
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), the_stream()), "zeroing memory");
+  return static_cast<std::byte*>(memory);
+}
+
+void release(std::byte* memory) {
+  cudaFree(memory);  // waits for the device; an error was reported where it arose
+}
+
+std::byte* allocate_pinned(int64_t bytes) {
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, static_cast<size_t>(bytes)), "allocating page-locked memory");
+  std::fill_n(static_cast<std::byte*>(memory), bytes, std::byte{0});
+  return static_cast<std::byte*>(memory);
+}
+
+void release_pinned(std::byte* memory) {
+  cudaFreeHost(memory);
+}
+
+void* stream() {
+  return the_stream();
+}
+
+void synchronize() {
+  ++g_synchronizations;
+  check(cudaStreamSynchronize(the_stream()), "running the enqueued work");
+}
+
+int64_t synchronizations() {
+  return g_synchronizations.load();
+}
+
+void copy_to_device(void* device, const void* host, int64_t bytes) {
+  enqueue_copy_to_device(device, host, bytes);
+  synchronize();
+}
+
+void copy_to_host(void* host, const void* device, int64_t bytes) {
+  enqueue_copy_to_host(host, device, bytes);
+  synchronize();
+}
+
+void enqueue_copy_to_device(void* device, const void* host, int64_t bytes) {
+  check(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                        the_stream()),
+        "copying to the device");
+}
+
+void enqueue_copy_to_host(void* host, const void* device, int64_t bytes) {
+  check(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+                        the_stream()),
+        "copying to the host");
+}
+
+Event::Event() {
+  cudaEvent_t made;
+  check(cudaEventCreate(&made), "making an event");
+  event_ = made;
+}
+
+Event::~Event() {
+  cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+}
+
+void Event::record() {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), the_stream()), "recording an event");
+}
+
+void Event::wait() const {
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "running the enqueued work");
+}
+
+double Event::seconds(const Event& from, const Event& to) {
+  float ms = 0.0f;
+  check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(from.event_),
+                             static_cast<cudaEvent_t>(to.event_)),
+        "reading the time between events");
+  return static_cast<double>(ms) * 1e-3;
+}
+
+Graph::~Graph() {
+  if (executable_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
+}
+
+void Graph::begin_capture() {
+  check(cudaStreamBeginCapture(the_stream(), cudaStreamCaptureModeThreadLocal),
+        "beginning a capture");
+}
+
+void Graph::abandon_capture() {
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(the_stream(), &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+}
+
+void Graph::end_capture() {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(the_stream(), &graph), "capturing");
+  cudaGraphExec_t made = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&made, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "making a graph executable");
+  executable_ = made;
+}
+
+void Graph::launch() const {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_), the_stream()),
+        "launching a graph");
+}
+
+void check_launch(const char* what) {
+  check(cudaGetLastError(), what);
+}
+
+}  // namespace tightloop::cuda

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+/// The CUDA device as the rest of the program sees it: no CUDA header needed. One device and one
+/// stream a process. In a build without CUDA every function but built() and device_count() throws
+/// Error{unsupported}.
+namespace tightloop::cuda {
+
+/// Whether this program was built with CUDA.
+bool built();
+/// Devices that can be used now; 0 in a build without CUDA.
+int device_count();
+/// Error{unsupported} in a build without CUDA, Error{device} when no device can be used.
+void expect_device();
+
+struct DeviceInfo {
+  std::string name;
+  int compute_major = 0, compute_minor = 0;
+  int multiprocessors = 0;
+  int64_t total_bytes = 0;
+  int driver_version = 0, runtime_version = 0;  // 13000 is 13.0
+};
+DeviceInfo device_info();
+/// Device memory that can still be allocated, from the driver.
+int64_t free_bytes();
+
+/// Zeroed device memory. Error{oom} with the size.
+std::byte* allocate(int64_t bytes);
+void release(std::byte* memory);
+/// Page-locked host memory, zeroed, which copies run from without a detour.
+std::byte* allocate_pinned(int64_t bytes);
+void release_pinned(std::byte* memory);
+
+/// The process's stream (a cudaStream_t): everything is ordered on it.
+void* stream();
+/// Waits for the stream. Error{device} with what went wrong in it.
+void synchronize();
+/// Waits so far, copies included: a training step after warm-up must not add to it.
+int64_t synchronizations();
+/// Copies that have ended when the call returns.
+void copy_to_device(void* device, const void* host, int64_t bytes);
+void copy_to_host(void* host, const void* device, int64_t bytes);
+/// Enqueued copies; the host memory should be pinned and must stay as it is until they have run.
+void enqueue_copy_to_device(void* device, const void* host, int64_t bytes);
+void enqueue_copy_to_host(void* host, const void* device, int64_t bytes);
+
+/// A point in the stream.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record();
+  /// Waits until the stream has passed the recorded point; returns at once before the first record.
+  void wait() const;
+  /// Seconds between two recorded points that the stream has passed.
+  static double seconds(const Event& from, const Event& to);
+
+ private:
+  void* event_;
+};
+
+/// Work captured from the stream once and replayed as one launch.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  /// Calls `enqueue()`, which only launches work on stream(), and keeps what it launched.
+  template <typename Fn>
+  void capture(Fn&& enqueue) {
+    begin_capture();
+    try {
+      enqueue();
+    } catch (...) {
+      abandon_capture();
+      throw;
+    }
+    end_capture();
+  }
+  bool captured() const { return executable_ != nullptr; }
+  void launch() const;
+
+ private:
+  static void begin_capture();
+  static void abandon_capture();
+  void end_capture();
+  void* executable_ = nullptr;
+};
+
+/// Error{device} naming `what` when a launch just made was refused.
+void check_launch(const char* what);
+
+}  // namespace tightloop::cuda
