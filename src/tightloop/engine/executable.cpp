@@ -14,15 +14,19 @@ Workspace::Workspace(const std::vector<const Plan*>& plans) {
     arena_bytes_ = std::max(arena_bytes_, plan->arena_bytes);
     scratch = std::max(scratch, plan->scratch_bytes);
   }
-  block_ = MemoryBlock(arena_bytes_ + scratch);
+  const Device device = plans.empty() ? Device::cpu : plans[0]->device;
+  block_ = MemoryBlock(arena_bytes_ + scratch, device);
 }
 
 namespace {
-std::atomic<int64_t> g_programs_bound{0};
+std::atomic<int64_t> g_programs_bound{0}, g_programs_captured{0};
 }
 
 int64_t programs_bound() {
   return g_programs_bound.load();
+}
+int64_t programs_captured() {
+  return g_programs_captured.load();
 }
 
 Executable::Executable(Program program,
@@ -33,7 +37,8 @@ Executable::Executable(Program program,
       plan_(std::move(plan)),
       slots_(&slots),
       workspace_(&workspace),
-      exec_{plan_.device, workspace.scratch()} {
+      exec_{plan_.device, workspace.scratch(),
+            plan_.device == Device::cuda ? cuda::stream() : nullptr} {
   ++g_programs_bound;
   TL_CHECK(plan_.device == slots.device());
   calls_.reserve(program_.ops().size());
@@ -58,8 +63,18 @@ TensorView Executable::view(Value v) const {
           type_on(plan_.device, info.type)};
 }
 
-void Executable::run() {
+void Executable::run_calls() const {
   for (const Call& c : calls_) c.run(exec_, {c.inputs, c.outputs, c.updates, *c.attrs});
+}
+
+void Executable::run() {
+  if (plan_.device != Device::cuda || runs_++ == 0) return run_calls();
+  if (graph_ == nullptr) {
+    graph_ = std::make_unique<cuda::Graph>();
+    graph_->capture([&] { run_calls(); });
+    ++g_programs_captured;
+  }
+  graph_->launch();
 }
 
 void Executable::run_profiled() {
@@ -67,22 +82,33 @@ void Executable::run_profiled() {
   if (profile_.empty()) {
     for (size_t i = 0; i < calls_.size(); ++i) profile_.push_back({static_cast<int>(i), 0.0, 0});
   }
+  const auto wait = [&] {
+    if (plan_.device == Device::cuda) cuda::synchronize();
+  };
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Call& c = calls_[i];
+    wait();
     const auto start = Clock::now();
     c.run(exec_, {c.inputs, c.outputs, c.updates, *c.attrs});
+    wait();
     profile_[i].seconds += std::chrono::duration<double>(Clock::now() - start).count();
     ++profile_[i].calls;
   }
 }
 
 std::optional<NonFinite> Executable::run_checked() {
+  std::vector<std::byte> fetched;
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Call& c = calls_[i];
     const Op& op = program_.ops()[i];
     c.run(exec_, {c.inputs, c.outputs, c.updates, op.attrs});
-    const auto scan = [&](const TensorView& t, std::string_view what) -> std::optional<NonFinite> {
+    const auto scan = [&](TensorView t, std::string_view what) -> std::optional<NonFinite> {
       if (t.empty() || !is_float(t.dtype())) return std::nullopt;
+      if (plan_.device == Device::cuda) {
+        fetched.resize(static_cast<size_t>(t.bytes()));
+        cuda::copy_to_host(fetched.data(), t.data, t.bytes());
+        t.data = fetched.data();
+      }
       for (int64_t e = 0; e < t.elems(); ++e) {
         const double x = get_element(t, e);
         if (!std::isfinite(x))

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/engine/memory.h"
 #include "tightloop/engine/plan.h"
 #include "tightloop/ops/op_entry.h"
@@ -39,11 +41,14 @@ struct NonFinite {
   std::string what;  // "linear in 'layer 3/mlp', output 0 f32(8, 512), element 17: nan"
 };
 
-/// Programs bound by this process so far: what is captured on a device that captures.
+/// Programs bound by this process so far.
 int64_t programs_bound();
+/// CUDA graphs captured by this process so far: one a Program.
+int64_t programs_captured();
 
 /// A Program bound to memory and kernels. run() is a loop over bound kernels: no allocation, no
-/// look-up, nothing decided.
+/// look-up, nothing decided. On cuda it enqueues: the first run launches kernel by kernel, the
+/// second captures the loop into a graph, and every later one is the launch of that graph.
 class Executable {
  public:
   /// The Program is copied; slots and workspace must outlive the Executable.
@@ -62,6 +67,8 @@ class Executable {
   TensorView view(Value v) const;
 
  private:
+  void run_calls() const;
+
   struct Call {
     RunFn run = nullptr;
     std::vector<ConstTensorView> inputs;
@@ -77,6 +84,8 @@ class Executable {
   Exec exec_;
   std::vector<Call> calls_;
   std::vector<OpProfile> profile_;
+  int64_t runs_ = 0;
+  std::unique_ptr<cuda::Graph> graph_;  // on cuda
 };
 
 }  // namespace tightloop

@@ -12,16 +12,20 @@ namespace {
 std::atomic<int64_t> g_block_bytes{0}, g_peak_bytes{0};
 std::atomic<int64_t> g_blocks_made{0};
 
-}  // namespace
-
-MemoryBlock::MemoryBlock(int64_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
+std::byte* map_host_memory(int64_t bytes) {
   void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED)
     fail(ErrorKind::oom, "cannot allocate {:.1f} MiB", static_cast<double>(bytes) / 0x1p20);
   madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  data_ = static_cast<std::byte*>(p);
+  return static_cast<std::byte*>(p);
+}
+
+}  // namespace
+
+MemoryBlock::MemoryBlock(int64_t bytes, Device device) : bytes_(bytes), device_(device) {
+  if (bytes == 0) return;
+  data_ = device == Device::cuda ? cuda::allocate(bytes) : map_host_memory(bytes);
   const int64_t now = g_block_bytes += bytes;
   for (int64_t peak = g_peak_bytes.load(); peak < now;) {
     if (g_peak_bytes.compare_exchange_weak(peak, now)) break;
@@ -31,16 +35,23 @@ MemoryBlock::MemoryBlock(int64_t bytes) : bytes_(bytes) {
 
 MemoryBlock::~MemoryBlock() {
   if (data_ == nullptr) return;
-  munmap(data_, static_cast<size_t>(bytes_));
+  if (device_ == Device::cuda) {
+    cuda::release(data_);
+  } else {
+    munmap(data_, static_cast<size_t>(bytes_));
+  }
   g_block_bytes -= bytes_;
 }
 
 MemoryBlock::MemoryBlock(MemoryBlock&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      device_(other.device_) {}
 
 MemoryBlock& MemoryBlock::operator=(MemoryBlock&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
   return *this;
 }
 
@@ -74,10 +85,55 @@ SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device, cons
     offsets.push_back(offset);
     offset += align_up(views_.back().bytes());
   }
-  block_ = MemoryBlock(offset);
+  block_ = MemoryBlock(offset, device);
+  mirrors_.resize(views_.size());
   for (size_t i = 0; i < views_.size(); ++i) {
     if (offsets[i] >= 0) views_[i].data = block_.data() + offsets[i];
   }
+}
+
+SlotStore::Mirror::Mirror(int64_t bytes, bool pin) {
+  if (pin) {
+    pinned = cuda::allocate_pinned(bytes);
+  } else {
+    block = MemoryBlock(bytes);
+  }
+}
+
+SlotStore::Mirror::~Mirror() {
+  if (pinned != nullptr) cuda::release_pinned(pinned);
+}
+
+SlotStore::Mirror& SlotStore::mirror(SlotId id) const {
+  std::unique_ptr<Mirror>& found = mirrors_[static_cast<size_t>(id.index)];
+  if (found == nullptr) {
+    const SlotRole role = (*table_)[id].role;
+    const bool hot =
+        role == SlotRole::input || role == SlotRole::scalar || role == SlotRole::output;
+    found = std::make_unique<Mirror>(view(id).bytes(), hot);
+  }
+  return *found;
+}
+
+TensorView SlotStore::host(SlotId id) const {
+  if (device_ != Device::cuda) return view(id);
+  const Mirror& m = mirror(id);
+  m.sent.wait();
+  return {m.data(), view(id).type};
+}
+
+void SlotStore::push(SlotId id) const {
+  if (device_ != Device::cuda) return;
+  Mirror& m = mirror(id);
+  cuda::enqueue_copy_to_device(view(id).data, m.data(), view(id).bytes());
+  m.sent.record();
+}
+
+TensorView SlotStore::pull(SlotId id) const {
+  if (device_ != Device::cuda) return view(id);
+  const Mirror& m = mirror(id);
+  cuda::copy_to_host(m.data(), view(id).data, view(id).bytes());
+  return {m.data(), view(id).type};
 }
 
 }  // namespace tightloop

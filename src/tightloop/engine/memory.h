@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/exec.h"
 #include "tightloop/program/program.h"
 
@@ -16,12 +17,13 @@ constexpr int64_t align_up(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-/// A zeroed block taken straight from the operating system, so that it can be counted from outside.
-/// Huge pages are requested. Error{oom} with the size when there is not enough.
+/// A zeroed block of memory. Of the host: straight from the operating system, so that it can be
+/// counted from outside, with huge pages requested. On cuda: one allocation of the driver's.
+/// Error{oom} with the size when there is not enough.
 class MemoryBlock {
  public:
   MemoryBlock() = default;
-  explicit MemoryBlock(int64_t bytes);
+  explicit MemoryBlock(int64_t bytes, Device device = Device::cpu);
   ~MemoryBlock();
   MemoryBlock(MemoryBlock&& other) noexcept;
   MemoryBlock& operator=(MemoryBlock&& other) noexcept;
@@ -32,6 +34,7 @@ class MemoryBlock {
  private:
   std::byte* data_ = nullptr;
   int64_t bytes_ = 0;
+  Device device_ = Device::cpu;
 };
 
 /// Bytes of all living MemoryBlocks: what plans are compared with. And the most there ever were.
@@ -42,6 +45,11 @@ int64_t peak_memory_block_bytes();
 int64_t memory_blocks_made();
 
 /// The memory of every slot of a table on one device. On the reference device floats are float64.
+///
+/// The host reads and writes a slot through host(): the slot itself on cpu and ref, where push()
+/// and pull() then do nothing. On cuda it is a copy that is made at the first call and kept,
+/// page-locked for inputs, scalars and outputs; push() sends it to the slot, pull() fetches the
+/// slot.
 class SlotStore {
  public:
   /// Slots that `lender` has under the same name with the same type and role lie in its memory; it
@@ -56,11 +64,36 @@ class SlotStore {
   TensorView view(std::string_view name) const { return view(table_->get(name)); }
   int64_t bytes() const { return block_.bytes(); }
 
+  /// Waits until an earlier push() of the slot has left the host's copy.
+  TensorView host(SlotId id) const;
+  TensorView host(std::string_view name) const { return host(table_->get(name)); }
+  /// Enqueued: work enqueued later sees the new content.
+  void push(SlotId id) const;
+  void push(std::string_view name) const { push(table_->get(name)); }
+  /// Waits for all enqueued work. Returns host().
+  TensorView pull(SlotId id) const;
+  TensorView pull(std::string_view name) const { return pull(table_->get(name)); }
+
  private:
+  /// The host's copy of a slot on cuda.
+  struct Mirror {
+    explicit Mirror(int64_t bytes, bool pinned);
+    ~Mirror();
+    Mirror(const Mirror&) = delete;
+    Mirror& operator=(const Mirror&) = delete;
+
+    MemoryBlock block;            // ordinary memory, or
+    std::byte* pinned = nullptr;  // page-locked
+    cuda::Event sent;
+    std::byte* data() const { return pinned != nullptr ? pinned : block.data(); }
+  };
+  Mirror& mirror(SlotId id) const;
+
   std::shared_ptr<const SlotTable> table_;
   Device device_;
   MemoryBlock block_;
   std::vector<TensorView> views_;
+  mutable std::vector<std::unique_ptr<Mirror>> mirrors_;  // by slot, on cuda
 };
 
 }  // namespace tightloop

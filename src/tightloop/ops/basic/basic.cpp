@@ -3,6 +3,8 @@
 #include <cstring>
 
 #include "tightloop/core/threads.h"
+#include "tightloop/ops/basic/basic_kernels.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/simd.h"
 #include "tightloop/program/differentiate.h"
 
@@ -10,8 +12,6 @@ namespace tightloop {
 namespace {
 
 constexpr int64_t kGrain = 16384;  // elements a thread takes at once
-constexpr int64_t kSumBlock =
-    8192;  // elements of one partial sum: fixed, so sums repeat bit for bit
 
 // Shapes are stored in attributes as d0, d1, …
 Attrs shape_attrs(const Shape& shape) {
@@ -60,7 +60,8 @@ void mul_loop(const double* x, const double* y, double* z, int64_t n) {
   for (int64_t i = 0; i < n; ++i) z[i] = x[i] * y[i];
 }
 
-void run_add(const Exec&, const OpCall& c) {
+void run_add(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(add_cuda(exec, c));
   with_float_type(c.outputs[0].dtype(), "add", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const T *x = c.inputs[0].as<T>(), *y = c.inputs[1].as<T>();
@@ -71,7 +72,8 @@ void run_add(const Exec&, const OpCall& c) {
   });
 }
 
-void run_mul(const Exec&, const OpCall& c) {
+void run_mul(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(mul_cuda(exec, c));
   with_float_type(c.outputs[0].dtype(), "mul", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const T *x = c.inputs[0].as<T>(), *y = c.inputs[1].as<T>();
@@ -106,6 +108,7 @@ int64_t scratch_sum(const OpTypes& t, const Attrs&) {
 }
 
 void run_sum(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(sum_cuda(exec, c));
   const int64_t n = c.inputs[0].elems();
   const int64_t blocks = (n + kSumBlock - 1) / kSumBlock;
   double* partial = reinterpret_cast<double*>(exec.scratch.data());
@@ -137,7 +140,8 @@ std::vector<Type> infer_broadcast(const OpTypes& t, const Attrs& attrs) {
   return {{t.input(0).dtype, attr_shape(attrs)}};
 }
 
-void run_broadcast(const Exec&, const OpCall& c) {
+void run_broadcast(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(broadcast_cuda(exec, c));
   with_float_type(c.outputs[0].dtype(), "broadcast", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const T value = *c.inputs[0].as<T>();
@@ -150,7 +154,8 @@ std::vector<Type> infer_constant(const OpTypes&, const Attrs&) {
   return {{DType::f32, {}}};
 }
 
-void run_constant(const Exec&, const OpCall& c) {
+void run_constant(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(constant_cuda(exec, c));
   with_float_type(c.outputs[0].dtype(), "constant", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     *c.outputs[0].as<T>() = static_cast<T>(c.attrs.number("value"));
@@ -166,7 +171,9 @@ std::vector<Type> infer_reshape(const OpTypes& t, const Attrs& attrs) {
 }
 
 // Only interpreters that give every value its own memory get here; a plan aliases instead.
-void run_reshape(const Exec&, const OpCall& c) {
+void run_reshape(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(copy_cuda(exec, c.outputs[0], c.inputs[0]));
   if (c.outputs[0].data != c.inputs[0].data)
     std::memcpy(c.outputs[0].data, c.inputs[0].data, static_cast<size_t>(c.inputs[0].bytes()));
 }
@@ -183,6 +190,7 @@ std::vector<Type> infer_cast(const OpTypes& t, const Attrs& attrs) {
 }
 
 void run_cast(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(cast_cuda(exec, c));
   const ConstTensorView& x = c.inputs[0];
   const TensorView& y = c.outputs[0];
   if (exec.device == Device::ref || x.dtype() == y.dtype()) {
@@ -214,9 +222,13 @@ std::vector<Type> infer_store(const OpTypes& t, const Attrs&) {
   return {};
 }
 
-void run_store(const Exec&, const OpCall& c) {
+void run_store(const Exec& exec, const OpCall& c) {
   const ConstTensorView& x = c.inputs[0];
   const TensorView& slot = c.updates[0];
+  if (exec.device == Device::cuda) {
+    if (c.attrs.flag("accumulate")) return TL_CUDA_KERNEL(accumulate_cuda(exec, c));
+    return TL_CUDA_KERNEL(copy_cuda(exec, slot, x));
+  }
   if (!c.attrs.flag("accumulate")) {
     std::memcpy(slot.data, x.data, static_cast<size_t>(x.bytes()));
     return;
@@ -240,7 +252,8 @@ Cost cost_fill(const OpTypes& t, const Attrs&) {
   return {0, t.update(0).bytes(), 0};
 }
 
-void run_fill(const Exec&, const OpCall& c) {
+void run_fill(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(fill_cuda(exec, c));
   with_float_type(c.updates[0].dtype(), "fill", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     T* y = c.updates[0].as<T>();
@@ -263,7 +276,7 @@ const OpEntry kEntries[] = {
       .cost = cost_elementwise,
       .inplace = {{0, 0}, {0, 1}}},
      run_mul},
-    {{.name = "sum", .infer = infer_sum, .vjp = vjp_sum}, run_sum, scratch_sum},
+    {{.name = "sum", .infer = infer_sum, .vjp = vjp_sum}, run_sum, scratch_sum, scratch_sum},
     {{.name = "broadcast", .infer = infer_broadcast}, run_broadcast},
     {{.name = "constant", .infer = infer_constant}, run_constant},
     {{.name = "reshape", .infer = infer_reshape, .vjp = vjp_reshape, .alias = true}, run_reshape},

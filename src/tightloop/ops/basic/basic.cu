@@ -1,0 +1,147 @@
+#include "tightloop/ops/basic/basic_kernels.h"
+#include "tightloop/ops/common/cuda_kernel.cuh"
+
+namespace tightloop {
+namespace {
+
+template <typename T>
+void add_typed(const Exec& exec, const T* x, const T* y, T* z, int64_t n) {
+  cuda_for_each(exec, "add", n, [=] __device__(int64_t i) {
+    store_float(z + i, load_as_float(x + i) + load_as_float(y + i));
+  });
+}
+
+template <typename T>
+void mul_typed(const Exec& exec, const T* x, const T* y, T* z, int64_t n) {
+  cuda_for_each(exec, "mul", n, [=] __device__(int64_t i) {
+    store_float(z + i, load_as_float(x + i) * load_as_float(y + i));
+  });
+}
+
+template <typename T>
+void broadcast_typed(const Exec& exec, const T* x, T* y, int64_t n) {
+  cuda_for_each(exec, "broadcast", n, [=] __device__(int64_t i) { y[i] = *x; });
+}
+
+template <typename T>
+void fill_typed(const Exec& exec, T* y, float value, int64_t n) {
+  cuda_for_each(exec, "fill", n, [=] __device__(int64_t i) { store_float(y + i, value); });
+}
+
+template <typename From, typename To>
+void cast_typed(const Exec& exec, const From* x, To* y, int64_t n) {
+  cuda_for_each(exec, "cast", n,
+                [=] __device__(int64_t i) { store_float(y + i, load_as_float(x + i)); });
+}
+
+constexpr int kSumThreads = 256;
+
+/// Sum of a thread's strided share, then of the block by halves, in float64.
+template <typename Load>
+__device__ double block_sum_double(int64_t begin, int64_t end, Load&& load) {
+  __shared__ double partial[kSumThreads];
+  double total = 0.0;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kSumThreads) total += load(i);
+  partial[threadIdx.x] = total;
+  for (int half = kSumThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+  }
+  __syncthreads();
+  return partial[0];
+}
+
+template <typename T>
+__global__ void sum_blocks(const T* x, double* partial, int64_t n) {
+  const int64_t begin = blockIdx.x * kSumBlock, end = min(n, begin + kSumBlock);
+  const double total = block_sum_double(
+      begin, end, [x](int64_t i) { return static_cast<double>(load_as_float(x + i)); });
+  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+template <typename T>
+__global__ void sum_partials(const double* partial, int64_t blocks, T* out) {
+  const double total = block_sum_double(0, blocks, [partial](int64_t i) { return partial[i]; });
+  if (threadIdx.x == 0) store_float(out, static_cast<float>(total));
+}
+
+}  // namespace
+
+void add_cuda(const Exec& exec, const OpCall& c) {
+  with_cuda_type(c.outputs[0].dtype(), "add", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    add_typed(exec, c.inputs[0].as<T>(), c.inputs[1].as<T>(), c.outputs[0].as<T>(),
+              c.outputs[0].elems());
+  });
+}
+
+void mul_cuda(const Exec& exec, const OpCall& c) {
+  with_cuda_type(c.outputs[0].dtype(), "mul", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    mul_typed(exec, c.inputs[0].as<T>(), c.inputs[1].as<T>(), c.outputs[0].as<T>(),
+              c.outputs[0].elems());
+  });
+}
+
+void sum_cuda(const Exec& exec, const OpCall& c) {
+  const int64_t n = c.inputs[0].elems(), blocks = (n + kSumBlock - 1) / kSumBlock;
+  double* partial = reinterpret_cast<double*>(exec.scratch.data());
+  with_cuda_type(c.inputs[0].dtype(), "sum", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    if (blocks > 0)
+      sum_blocks<T><<<grid_for(blocks, 1), kSumThreads, 0, cuda_stream(exec)>>>(c.inputs[0].as<T>(),
+                                                                                partial, n);
+    sum_partials<T>
+        <<<1, kSumThreads, 0, cuda_stream(exec)>>>(partial, blocks, c.outputs[0].as<T>());
+  });
+  cuda::check_launch("sum");
+}
+
+void broadcast_cuda(const Exec& exec, const OpCall& c) {
+  with_cuda_type(c.outputs[0].dtype(), "broadcast", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    broadcast_typed(exec, c.inputs[0].as<T>(), c.outputs[0].as<T>(), c.outputs[0].elems());
+  });
+}
+
+void constant_cuda(const Exec& exec, const OpCall& c) {
+  fill_typed(exec, c.outputs[0].as<float>(), static_cast<float>(c.attrs.number("value")), 1);
+}
+
+void copy_cuda(const Exec& exec, const TensorView& to, const ConstTensorView& from) {
+  if (from.bytes() == 0 || to.data == from.data) return;
+  cudaMemcpyAsync(to.data, from.data, static_cast<size_t>(from.bytes()), cudaMemcpyDeviceToDevice,
+                  cuda_stream(exec));
+  cuda::check_launch("copy");
+}
+
+void cast_cuda(const Exec& exec, const OpCall& c) {
+  const ConstTensorView& x = c.inputs[0];
+  const TensorView& y = c.outputs[0];
+  if (x.dtype() == y.dtype()) return copy_cuda(exec, y, x);
+  with_cuda_type(x.dtype(), "cast", [&](auto* from) {
+    using From = std::remove_pointer_t<decltype(from)>;
+    with_cuda_type(y.dtype(), "cast", [&](auto* to) {
+      using To = std::remove_pointer_t<decltype(to)>;
+      cast_typed(exec, x.as<From>(), y.as<To>(), x.elems());
+    });
+  });
+}
+
+void accumulate_cuda(const Exec& exec, const OpCall& c) {
+  with_cuda_type(c.updates[0].dtype(), "store", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    T* slot = c.updates[0].as<T>();
+    add_typed(exec, slot, c.inputs[0].as<T>(), slot, c.inputs[0].elems());
+  });
+}
+
+void fill_cuda(const Exec& exec, const OpCall& c) {
+  with_cuda_type(c.updates[0].dtype(), "fill", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    fill_typed(exec, c.updates[0].as<T>(), static_cast<float>(c.attrs.number("value")),
+               c.updates[0].elems());
+  });
+}
+
+}  // namespace tightloop
