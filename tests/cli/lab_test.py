@@ -129,6 +129,15 @@ class Lab(LabCase):
     def test_verify_resume_of_every_cell(self):
         self.lock()
         command = ["run", "AA", *self.NO_PROFILE, *self.base(), "--verify-resume"]
+        # It takes the place of --save-every, and says so.
+        replaced = self.lab(*command, "--save-every", "4", "--dry-run")
+        self.assertEqual(replaced.returncode, 0, replaced.stderr)
+        self.assertIn("note: --save-every 4 is not used: --verify-resume saves one checkpoint "
+                      "before the end, at step 30", replaced.stderr)
+        self.assertIn("from a checkpoint at step 30\n", replaced.stdout)
+        self.assertNotIn("--save-every", self.lab(*command, "--dry-run").stderr)
+        self.assertRegex(self.lab("run", "--help").stdout,
+                         r"replaces\s+those\s+of\s+--save-every")
         done = self.lab(*command, "--seeds", "3,4")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual([row["resume_check"] for row in self.rows()], ["pass"] * 4)

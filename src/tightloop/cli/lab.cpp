@@ -36,7 +36,8 @@ void add_run_options(CLI::App& command, LabFlags& flags) {
       ->type_name("seconds")
       ->check(CLI::Range(0.1, 1e9));
   command.add_flag("--verify-resume", flags.verify_resume,
-                   "check of every cell: save, load, continue, same bits");
+                   "check of every cell: save, load, continue, same bits; the checkpoint for it "
+                   "replaces those of --save-every");
   command.add_flag("--dry-run", flags.dry_run, "print the cells and the predicted time");
   command.add_flag("--json", flags.json, "one JSON object on stdout");
   add_program_option(command, flags);

@@ -4,6 +4,7 @@
 #include "tightloop/cli/lab_commands.h"
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/host_info.h"
+#include "tightloop/lab/resume_check.h"
 #include "tightloop/lab/statistics.h"
 
 namespace tightloop::cli {
@@ -89,6 +90,11 @@ Experiment plan_experiment(TrainFlags& train, const RunFlags& flags, const Train
   e.build_hash = build_hash();
   e.verify_resume = flags.verify_resume;
   e.silence_s = flags.silence_s;
+  if (e.verify_resume && train.config.save_every > 0)
+    talk(fmt::format(
+        "note: --save-every {} is not used: --verify-resume saves one checkpoint before "
+        "the end, at step {}\n",
+        train.config.save_every, resume_check_step(e.steps)));
   if (e.name != "lock") {
     for (const std::string& note : notes) talk("note: " + note + "\n");
   }
@@ -107,6 +113,9 @@ void show_plan(const Experiment& e,
   out(fmt::format("evaluations: {} tokens, every {} steps and from step {} to {} every {}\n",
                   static_cast<int64_t>(plan.eval_tokens), "--eval-every", e.window.first,
                   e.window.last, e.window.every));
+  if (e.verify_resume)
+    out(fmt::format("resume check: of every cell, from a checkpoint at step {}\n",
+                    resume_check_step(e.steps)));
   for (size_t i = 0; i < cells.size(); ++i) out(fmt::format("  {:>3}  {}\n", i + 1, cells[i].name));
   out(fmt::format("predicted: {:.0f} s a cell, {} in all ({})\n", predicted.cell_s,
                   duration(predicted.cell_s * static_cast<double>(cells.size())), predicted.how));
