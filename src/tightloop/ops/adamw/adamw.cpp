@@ -1,10 +1,12 @@
 #include "tightloop/ops/adamw/adamw.h"
 
 #include "tightloop/ops/adamw/adamw_kernels.h"
+#include "tightloop/ops/common/dispatch.h"
 
 namespace tightloop {
 
 void adamw(const Exec& exec, const Adamw& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(adamw_cuda(exec, args));
   exec.device == Device::ref ? adamw_ref(args) : adamw_cpu(args);
 }
 

@@ -119,4 +119,30 @@ void cuda_for_each(const Exec& exec, const char* op, int64_t n, Fn fn) {
   cuda::check_launch(op);
 }
 
+/// The same in double, for sums over whole tensors.
+__device__ inline double warp_sum_f64(double x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kFullWarp, x, offset);
+  return x;
+}
+template <int Threads>
+__device__ inline double block_sum_f64(double x) {
+  static_assert(Threads % kWarp == 0);
+  __shared__ double partial[Threads / kWarp];
+  x = warp_sum_f64(x);
+  __syncthreads();  // of an earlier call
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  double total = 0.0;
+#pragma unroll
+  for (int i = 0; i < Threads / kWarp; ++i) total += partial[i];
+  return total;
+}
+
+/// Whether packs of up to 16 bytes may start at every one of these addresses.
+template <typename... Data>
+bool aligned_for_packs(const Data*... data) {
+  return ((reinterpret_cast<uintptr_t>(data) % 16 == 0) && ...);
+}
+
 }  // namespace tightloop

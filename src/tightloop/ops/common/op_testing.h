@@ -84,6 +84,13 @@ inline std::vector<Device> tested_devices() {
   return {Device::cpu};
 }
 
+/// Those and the reference.
+inline std::vector<Device> all_devices() {
+  std::vector<Device> devices = tested_devices();
+  devices.insert(devices.begin(), Device::ref);
+  return devices;
+}
+
 /// Runs the Program (with its backward) on every device: every output and every gradient must agree
 /// with the reference's; those must agree with central differences.
 inline void check_op(const TestProgram& test, const OpTestOptions& options = {}) {

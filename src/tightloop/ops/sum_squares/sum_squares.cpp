@@ -1,10 +1,12 @@
 #include "tightloop/ops/sum_squares/sum_squares.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/sum_squares/sum_squares_kernels.h"
 
 namespace tightloop {
 
 void sum_squares(const Exec& exec, const SumSquares& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(sum_squares_cuda(exec, args));
   if (exec.device == Device::ref) return sum_squares_ref(args);
   sum_squares_cpu(args, reinterpret_cast<double*>(exec.scratch.data()));
 }
@@ -33,11 +35,16 @@ int64_t scratch(const OpTypes&, const Attrs&) {
   return kSumSquaresBlocks * int64_t{sizeof(double)};
 }
 
+int64_t scratch_cuda(const OpTypes&, const Attrs&) {
+  return kSumSquaresCudaBlocks * int64_t{sizeof(double)};
+}
+
 Cost cost(const OpTypes& t, const Attrs&) {
   return {t.input(0).bytes() + t.update(0).bytes(), t.update(0).bytes(), 2 * t.input(0).elems()};
 }
 
-const OpEntry kEntries[] = {{{.name = "sum_squares", .infer = infer, .cost = cost}, run, scratch}};
+const OpEntry kEntries[] = {
+    {{.name = "sum_squares", .infer = infer, .cost = cost}, run, scratch, scratch_cuda}};
 
 }  // namespace
 

@@ -6,11 +6,11 @@
 namespace tightloop {
 
 /// acc += sum of x^2 over all elements.
-/// Shapes: x any; acc a scalar slot. Types: x f32 or bf16 (float64 on the reference device); acc
-/// f64;
-///         squares and sums in float64.
-/// Memory: reads x once. Order: 256 fixed blocks, added in their order: same bits for any number of
-///         threads. Errors: Error{shape, dtype}.
+/// Shapes: x any; acc a scalar slot.
+/// Types:  x f32 or bf16 (float64 on the reference device); acc f64; squares and sums in float64.
+/// Memory: reads x once.
+/// Order:  fixed blocks, added in a fixed order: same bits for any number of threads and any card.
+/// Errors: Error{shape, dtype}.
 struct SumSquares {
   ConstTensorView x;
   TensorView acc;

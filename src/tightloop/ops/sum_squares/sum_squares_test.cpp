@@ -8,7 +8,7 @@ namespace {
 
 using testing::check_op;
 
-TEST(SumSquares, CpuMatchesRef) {
+TEST(SumSquares, MatchesRef) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const Shape& shape : {Shape{}, Shape{1}, Shape{31, 33}, Shape{300, 1001}}) {
       SCOPED_TRACE(to_string(Type{dtype, shape}));
