@@ -1,14 +1,19 @@
 #include "tightloop/ops/muon/muon.h"
 
+#include <algorithm>
+
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/muon/muon_kernels.h"
 
 namespace tightloop {
 
 void muon_momentum(const Exec& exec, const MuonMomentum& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(muon_momentum_cuda(exec, args));
   exec.device == Device::ref ? muon_momentum_ref(args) : muon_momentum_cpu(args);
 }
 
 void muon_update(const Exec& exec, const MuonUpdate& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(muon_update_cuda(exec, args));
   if (exec.device == Device::ref) return muon_update_ref(args);
   muon_update_cpu(args, exec.scratch.data());
 }
@@ -80,12 +85,20 @@ int64_t scratch_update(const OpTypes& t, const Attrs&) {
   return muon_update_scratch(t.update(0).shape);
 }
 
+int64_t scratch_update_cuda(const OpTypes& t, const Attrs&) {
+  const Shape& p = t.update(0).shape;
+  const int64_t groups = std::max(p[0], p[1]), slices = p[0] >= p[1] ? 1 : kMuonSlices;
+  return (slices * groups + 2 * muon_shares(groups)) * int64_t{sizeof(double)} +
+         groups * int64_t{sizeof(float)};
+}
+
 const OpEntry kEntries[] = {
     {{.name = "muon_momentum", .infer = infer_momentum, .cost = cost_momentum, .inplace = {{0, 0}}},
      run_momentum},
     {{.name = "muon_update", .infer = infer_update, .cost = cost_update},
      run_update,
-     scratch_update},
+     scratch_update,
+     scratch_update_cuda},
 };
 
 }  // namespace

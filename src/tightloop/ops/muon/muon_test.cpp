@@ -106,7 +106,7 @@ void expected_update(const Shape& shape,
 }
 
 TEST(Muon, MomentumLooksAhead) {
-  for (Device device : {Device::ref, Device::cpu}) {
+  for (Device device : testing::all_devices()) {
     for (const Shape& shape : kShapes) {
       SCOPED_TRACE(fmt::format("{} {}", name_of(device), to_string(shape)));
       Fixture f(device, shape);
@@ -125,7 +125,7 @@ TEST(Muon, MomentumLooksAhead) {
 }
 
 TEST(Muon, UpdateFollowsTheFormulaTallAndWide) {
-  for (Device device : {Device::ref, Device::cpu}) {
+  for (Device device : testing::all_devices()) {
     for (const Shape& shape : kShapes) {
       SCOPED_TRACE(fmt::format("{} {}", name_of(device), to_string(shape)));
       Fixture f(device, shape);
