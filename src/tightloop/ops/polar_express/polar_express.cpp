@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/polar_express/polar_express_kernels.h"
 
 namespace tightloop {
 
 void polar_express(const Exec& exec, const PolarExpress& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(polar_express_cuda(exec, args));
   if (exec.device == Device::ref) return polar_express_ref(args);
   polar_express_cpu(args, exec.scratch);
 }
@@ -53,6 +55,10 @@ int64_t scratch(const OpTypes& t, const Attrs&) {
   return polar_express_scratch(t.input(0).shape);
 }
 
+int64_t scratch_cuda(const OpTypes& t, const Attrs&) {
+  return PolarWorkspace::bytes(t.input(0).shape);
+}
+
 // The matrix is read and written once at least; each step is two products with it and one square.
 Cost cost(const OpTypes& t, const Attrs& attrs) {
   const Shape& shape = t.input(0).shape;
@@ -62,7 +68,7 @@ Cost cost(const OpTypes& t, const Attrs& attrs) {
 }
 
 const OpEntry kEntries[] = {
-    {{.name = "polar_express", .infer = infer, .cost = cost}, run, scratch}};
+    {{.name = "polar_express", .infer = infer, .cost = cost}, run, scratch, scratch_cuda}};
 
 }  // namespace
 

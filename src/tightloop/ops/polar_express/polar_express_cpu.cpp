@@ -2,18 +2,11 @@
 #include <cmath>
 
 #include "tightloop/core/threads.h"
-#include "tightloop/ops/common/gemm.h"
 #include "tightloop/ops/common/row.h"
 #include "tightloop/ops/polar_express/polar_express_kernels.h"
 
 namespace tightloop {
 namespace {
-
-constexpr int64_t kAlign{64};
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + kAlign - 1) / kAlign * kAlign;
-}
 
 TL_CLONES void row_squares(const float* x, double* squares, int64_t rows, int64_t cols) {
   for (int64_t r = 0; r < rows; ++r) squares[r] = dot_row_f64(x + r * cols, x + r * cols, cols);
@@ -43,76 +36,6 @@ TL_CLONES void polynomial_rows(const float* gram,
   }
 }
 
-/// The three products of one step for a matrix of this shape; the data is filled in later.
-struct Products {
-  Gemm gram, square, apply;
-
-  explicit Products(const Shape& shape) {
-    const int64_t m = shape[0], n = shape[1], side = std::min(m, n);
-    const bool tall = m > n;
-    gram = {.form = tall ? GemmForm::tn : GemmForm::nt,
-            .M = side,
-            .N = side,
-            .K = std::max(m, n),
-            .a = {.ld = n},
-            .b = {.ld = n},
-            .c = {.ld = side},
-            .e = {},
-            .symmetric = true};
-    // The Gram matrix is symmetric, so it may be read by rows on both sides.
-    square = {.form = GemmForm::nt,
-              .M = side,
-              .N = side,
-              .K = side,
-              .a = {.ld = side},
-              .b = {.ld = side},
-              .c = {.ld = side},
-              .e = {},
-              .symmetric = true};
-    apply = {.form = GemmForm::nn,
-             .M = m,
-             .N = n,
-             .K = side,
-             .a = {.ld = tall ? n : side},
-             .b = {.ld = tall ? side : n},
-             .c = {.ld = n},
-             .e = {}};
-  }
-
-  int64_t scratch_bytes() const {
-    return static_cast<int64_t>(std::max(
-        {gemm_scratch_bytes(gram), gemm_scratch_bytes(square), gemm_scratch_bytes(apply)}));
-  }
-};
-
-struct Workspace {
-  float *other, *gram, *square, *row_factor;
-  double* row_squares;
-  std::span<std::byte> gemm;
-
-  Workspace(const Shape& shape, std::span<std::byte> scratch) {
-    std::byte* next = scratch.data();
-    const auto take = [&](int64_t bytes) {
-      std::byte* start = next;
-      next += aligned(bytes);
-      return start;
-    };
-    const int64_t side = std::min(shape[0], shape[1]);
-    other = reinterpret_cast<float*>(take(shape.elems() * 4));
-    gram = reinterpret_cast<float*>(take(side * side * 4));
-    square = reinterpret_cast<float*>(take(side * side * 4));
-    row_factor = reinterpret_cast<float*>(take(shape[0] * 4));
-    row_squares = reinterpret_cast<double*>(take(shape[0] * 8));
-    gemm = {next, static_cast<size_t>(scratch.data() + scratch.size() - next)};
-  }
-
-  static int64_t bytes(const Shape& shape) {
-    const int64_t side = std::min(shape[0], shape[1]);
-    return aligned(shape.elems() * 4) + 2 * aligned(side * side * 4) + aligned(shape[0] * 4) +
-           aligned(shape[0] * 8);
-  }
-};
-
 void find_row_squares(const float* x, const Shape& shape, double* squares) {
   const int64_t cols = shape[1];
   parallel_for(shape[0], grain_rows(cols), [&](int64_t begin, int64_t end) {
@@ -128,7 +51,7 @@ void scale_all_rows(const float* x, float* y, const Shape& shape, const float* f
 }
 
 /// Row factors that equilibrate, then scale below norm 1: both from one pass over the matrix.
-void initial_factors(const PolarExpress& a, const Workspace& w) {
+void initial_factors(const PolarExpress& a, const PolarWorkspace& w) {
   const int64_t rows = a.u.shape()[0];
   find_row_squares(a.u.as<float>(), a.u.shape(), w.row_squares);
   double total = 0.0;
@@ -143,7 +66,7 @@ void initial_factors(const PolarExpress& a, const Workspace& w) {
   for (int64_t r = 0; r < rows; ++r) w.row_factor[r] = static_cast<float>(row_factor(r) * factor);
 }
 
-void renormalize(float* x, const Shape& shape, const Workspace& w) {
+void renormalize(float* x, const Shape& shape, const PolarWorkspace& w) {
   find_row_squares(x, shape, w.row_squares);
   double total = 0.0;
   for (int64_t r = 0; r < shape[0]; ++r) total += w.row_squares[r];
@@ -156,15 +79,18 @@ void renormalize(float* x, const Shape& shape, const Workspace& w) {
 }  // namespace
 
 int64_t polar_express_scratch(const Shape& shape) {
-  return Workspace::bytes(shape) + Products(shape).scratch_bytes();
+  const PolarProducts p(shape);
+  return PolarWorkspace::bytes(shape) +
+         static_cast<int64_t>(std::max({gemm_scratch_bytes(p.gram), gemm_scratch_bytes(p.square),
+                                        gemm_scratch_bytes(p.apply)}));
 }
 
 void polar_express_cpu(const PolarExpress& a, std::span<std::byte> scratch) {
   const Shape& shape = a.u.shape();
   const int64_t side = std::min(shape[0], shape[1]);
   const bool tall = shape[0] > shape[1];
-  const Workspace w(shape, scratch);
-  Products products(shape);
+  const PolarWorkspace w(shape, scratch);
+  PolarProducts products(shape);
 
   initial_factors(a, w);
   // The steps go back and forth between two buffers and end in the output.
@@ -175,10 +101,10 @@ void polar_express_cpu(const PolarExpress& a, std::span<std::byte> scratch) {
     const PolarCoefficients& c = kPolarSteps[static_cast<size_t>(k)];
     products.gram.a.data = products.gram.b.data = from;
     products.gram.c.data = w.gram;
-    gemm(products.gram, w.gemm);
+    gemm(products.gram, w.rest);
     products.square.a.data = products.square.b.data = w.gram;
     products.square.c.data = w.square;
-    gemm(products.square, w.gemm);
+    gemm(products.square, w.rest);
     parallel_for(side, grain_rows(side), [&](int64_t begin, int64_t end) {
       polynomial_rows(w.gram, w.square, begin, end, side, static_cast<float>(c.a),
                       static_cast<float>(c.b), static_cast<float>(c.c));
@@ -186,7 +112,7 @@ void polar_express_cpu(const PolarExpress& a, std::span<std::byte> scratch) {
     products.apply.a.data = tall ? from : w.square;
     products.apply.b.data = tall ? w.square : from;
     products.apply.c.data = to;
-    gemm(products.apply, w.gemm);
+    gemm(products.apply, w.rest);
   }
   if (a.options.renormalize) renormalize(a.x.as<float>(), shape, w);
 }

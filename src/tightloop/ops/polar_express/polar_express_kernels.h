@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <span>
 
+#include "tightloop/ops/common/gemm.h"
 #include "tightloop/ops/polar_express/polar_express.h"
 
 namespace tightloop {
@@ -19,9 +22,80 @@ constexpr std::array<PolarCoefficients, 5> kPolarSteps{{
     {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
 }};
 
+/// The three products of one step for a matrix of this shape; the data is filled in later.
+struct PolarProducts {
+  Gemm gram, square, apply;
+
+  explicit PolarProducts(const Shape& shape) {
+    const int64_t m = shape[0], n = shape[1], side = std::min(m, n);
+    const bool tall = m > n;
+    gram = {.form = tall ? GemmForm::tn : GemmForm::nt,
+            .M = side,
+            .N = side,
+            .K = std::max(m, n),
+            .a = {.ld = n},
+            .b = {.ld = n},
+            .c = {.ld = side},
+            .e = {},
+            .symmetric = true};
+    // The Gram matrix is symmetric, so it may be read by rows on both sides.
+    square = {.form = GemmForm::nt,
+              .M = side,
+              .N = side,
+              .K = side,
+              .a = {.ld = side},
+              .b = {.ld = side},
+              .c = {.ld = side},
+              .e = {},
+              .symmetric = true};
+    apply = {.form = GemmForm::nn,
+             .M = m,
+             .N = n,
+             .K = side,
+             .a = {.ld = tall ? n : side},
+             .b = {.ld = tall ? side : n},
+             .c = {.ld = n},
+             .e = {}};
+  }
+};
+
+/// The parts of the scratch.
+struct PolarWorkspace {
+  float *other, *gram, *square, *row_factor;
+  double* row_squares;
+  std::span<std::byte> rest;
+
+  PolarWorkspace(const Shape& shape, std::span<std::byte> scratch) {
+    std::byte* next = scratch.data();
+    const auto take = [&](int64_t bytes) {
+      std::byte* start = next;
+      next += aligned(bytes);
+      return start;
+    };
+    const int64_t side = std::min(shape[0], shape[1]);
+    other = reinterpret_cast<float*>(take(shape.elems() * 4));
+    gram = reinterpret_cast<float*>(take(side * side * 4));
+    square = reinterpret_cast<float*>(take(side * side * 4));
+    row_factor = reinterpret_cast<float*>(take(shape[0] * 4));
+    row_squares = reinterpret_cast<double*>(take(shape[0] * 8));
+    rest = {next, static_cast<size_t>(scratch.data() + scratch.size() - next)};
+  }
+
+  static int64_t bytes(const Shape& shape) {
+    const int64_t side = std::min(shape[0], shape[1]);
+    return aligned(shape.elems() * 4) + 2 * aligned(side * side * 4) + aligned(shape[0] * 4) +
+           aligned(shape[0] * 8);
+  }
+
+ private:
+  static constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+};
+
 void polar_express_ref(const PolarExpress& args);
 /// scratch: polar_express_scratch(shape) bytes.
 void polar_express_cpu(const PolarExpress& args, std::span<std::byte> scratch);
 int64_t polar_express_scratch(const Shape& shape);
+/// exec.scratch: PolarWorkspace::bytes(shape).
+void polar_express_cuda(const Exec& exec, const PolarExpress& args);
 
 }  // namespace tightloop
