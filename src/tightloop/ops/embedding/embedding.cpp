@@ -1,5 +1,6 @@
 #include "tightloop/ops/embedding/embedding.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/embedding/embedding_kernels.h"
 #include "tightloop/program/differentiate.h"
 
@@ -18,24 +19,26 @@ void check_tokens(const ConstTensorView& tokens, int64_t vocab) {
 }  // namespace
 
 void embedding_fwd(const Exec& exec, const EmbeddingFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(embedding_fwd_cuda(exec, args));
   check_tokens(args.tokens, args.table.shape()[0]);
   exec.device == Device::ref ? embedding_fwd_ref(args) : embedding_fwd_cpu(args);
 }
 
 void embedding_bwd(const Exec& exec, const EmbeddingBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(embedding_bwd_cuda(exec, args));
   check_tokens(args.tokens, args.dtable.shape()[0]);
   if (exec.device == Device::ref) return embedding_bwd_ref(args);
   embedding_bwd_cpu(args, reinterpret_cast<int32_t*>(exec.scratch.data()));
 }
 
-Value embedding(Builder& b, Value tokens, Value table) {
-  return b.emit1("embedding", {tokens, table});
+Value embedding(Builder& b, Value tokens, Value table, DType dtype) {
+  return b.emit1("embedding", {tokens, table}, {{"dtype", static_cast<int64_t>(dtype)}});
 }
 
 namespace {
 
-// embedding: inputs (tokens, table) -> (y).
-std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
+// embedding: inputs (tokens, table) -> (y). Attribute dtype: of y.
+std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   const Type &tokens = t.input(0), &table = t.input(1);
   expect_dtype("embedding", "tokens", tokens, DType::i32);
   expect_rank("embedding", "table", table, 2);
@@ -43,7 +46,7 @@ std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
     fail(ErrorKind::dtype, "embedding: table is {}, expected f32 or bf16", name_of(table.dtype));
   Shape y = tokens.shape;
   y.push_back(table.shape.cols());
-  return {{DType::f32, y}};
+  return {{static_cast<DType>(attrs.integer("dtype")), y}};
 }
 
 void run_fwd(const Exec& exec, const OpCall& c) {
@@ -71,7 +74,7 @@ std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
   Shape dy = tokens.shape;
   dy.push_back(dtable.shape.cols());
   expect_shape("embedding_bwd", "dy", t.input(1), dy);
-  expect_dtype("embedding_bwd", "dy", t.input(1), DType::f32);
+  expect_float("embedding_bwd", "dy", t.input(1));
   return {};
 }
 
@@ -86,6 +89,13 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
   return (t.update(0).shape[0] + 1 + t.input(0).elems()) * int64_t{sizeof(int32_t)};
 }
 
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs&) {
+  const int64_t tokens = t.input(0).elems();
+  const int64_t partial = 2 * embedding_pieces(tokens) * t.update(0).shape.cols();
+  return partial * int64_t{sizeof(float)} +
+         (2 * tokens + kEmbeddingDigits * embedding_chunks(tokens)) * int64_t{sizeof(int32_t)};
+}
+
 Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
   // Overwriting writes every row; adding moves at most as many rows as there are tokens.
   const Type &tokens = t.input(0), &dy = t.input(1), &dtable = t.update(0);
@@ -97,7 +107,10 @@ Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
 
 const OpEntry kEntries[] = {
     {{.name = "embedding", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd}, run_fwd},
-    {{.name = "embedding_bwd", .infer = infer_bwd, .cost = cost_bwd}, run_bwd, scratch_bwd},
+    {{.name = "embedding_bwd", .infer = infer_bwd, .cost = cost_bwd},
+     run_bwd,
+     scratch_bwd,
+     scratch_bwd_cuda},
 };
 
 }  // namespace

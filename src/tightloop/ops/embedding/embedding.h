@@ -7,9 +7,9 @@ namespace tightloop {
 
 /// Looks up rows of a table: y[n] = table[tokens[n]].
 /// Shapes: tokens (...); table (V, C); y (..., C).
-/// Types:  tokens i32; table f32 or bf16; y f32; all floats float64 on the reference device.
-/// Memory: moves one row of the table and of y per token.
-/// Errors: Error{shape, dtype}; Error{data} for a token outside 0..V-1.
+/// Types:  tokens i32; table f32 or bf16; y f32, on cuda also bf16; all floats float64 on the
+/// reference device. Memory: moves one row of the table and of y per token. Errors: Error{shape,
+/// dtype}; Error{data} for a token outside 0..V-1, whose row of y is NaN on cuda.
 struct EmbeddingFwd {
   ConstTensorView tokens, table;
   TensorView y;
@@ -18,8 +18,11 @@ void embedding_fwd(const Exec& exec, const EmbeddingFwd& args);
 
 /// Backward: dtable[v] (+)= sum over tokens[n] = v, in the order of n, of dy[n].
 /// `accumulate` false overwrites the whole table: rows without a token become 0.
-/// Memory: the positions are sorted by token in scratch, V + 1 + tokens ints.
-/// Order:  bitwise repeatable for any number of threads: each row of the table has one owner.
+/// Memory: the positions are sorted by token in scratch: V + 1 + tokens ints; on cuda some 2 ints a
+///         token and a row for every 32.
+/// Order:  bitwise repeatable for any number of threads: each row of the table has one owner. On
+///         cuda a row that many tokens share is summed in parts of at most 64.
+/// Errors: Error{data} for a token outside 0..V-1, which on cuda is left out.
 struct EmbeddingBwd {
   ConstTensorView tokens, dy;
   TensorView dtable;
@@ -27,7 +30,8 @@ struct EmbeddingBwd {
 };
 void embedding_bwd(const Exec& exec, const EmbeddingBwd& args);
 
-/// y of EmbeddingFwd. The table's gradient goes to its gradient slot, in f32.
-Value embedding(Builder& b, Value tokens, Value table);
+/// y of EmbeddingFwd as f32 or, on cuda, bf16. The table's gradient goes to its gradient slot, in
+/// f32.
+Value embedding(Builder& b, Value tokens, Value table, DType dtype = DType::f32);
 
 }  // namespace tightloop

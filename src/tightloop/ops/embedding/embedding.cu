@@ -1,0 +1,296 @@
+#include <algorithm>
+#include <utility>
+
+#include "tightloop/ops/common/cuda_kernel.cuh"
+#include "tightloop/ops/embedding/embedding_kernels.h"
+
+namespace tightloop {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kPack = 4;  // elements a thread moves at once, where columns are a multiple
+constexpr int kDigitBits = 8;
+constexpr int kDigits = static_cast<int>(kEmbeddingDigits);
+constexpr int kPiece = static_cast<int>(kEmbeddingPiece);
+constexpr int kSortWarps = 4;
+constexpr int kScanThreads = 1024;
+constexpr uint32_t kNoKey = 0xffffffffu;
+
+template <typename T, typename Y, int N>
+__global__ void __launch_bounds__(kThreads) gather(
+    const int32_t* tokens, const T* table, Y* y, int64_t count, int64_t cols, uint32_t vocab) {
+  const int64_t n = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
+  if (n >= count) return;
+  const auto token = static_cast<uint32_t>(tokens[n]);
+  const float missing = __int_as_float(0x7fc00000);  // NaN
+  for (int64_t c = threadIdx.x % kWarp * N; c < cols; c += kWarp * N) {
+    Pack<T, N> from;
+    if (token < vocab) from = *reinterpret_cast<const Pack<T, N>*>(table + token * cols + c);
+    Pack<Y, N> to;
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+      store_float(to.at + j, token < vocab ? load_as_float(from.at + j) : missing);
+    *reinterpret_cast<Pack<Y, N>*>(y + n * cols + c) = to;
+  }
+}
+
+/// The tokens of a backward and what their positions are sorted by: tokens outside the table come
+/// last.
+struct Keys {
+  const int32_t* tokens;
+  int64_t count;
+  uint32_t vocab;
+
+  __device__ uint32_t of(int64_t position) const {
+    return min(static_cast<uint32_t>(tokens[position]), vocab);
+  }
+};
+
+/// The sort goes digit by digit from the lowest, each time keeping the order of equal digits. A
+/// warp takes a chunk of kEmbeddingChunk positions; `from` null stands for the positions 0, 1, 2,
+/// …. counts[digit][chunk] = how often the chunk has the digit.
+__global__ void __launch_bounds__(kSortWarps* kWarp)
+    count_digits(Keys keys, const int32_t* from, int32_t* counts, int64_t chunks, int shift) {
+  __shared__ int32_t shared_counts[kSortWarps][kDigits];
+  const int64_t chunk = blockIdx.x * static_cast<int64_t>(kSortWarps) + threadIdx.x / kWarp;
+  if (chunk >= chunks) return;
+  const auto lane = static_cast<int>(threadIdx.x % kWarp);
+  int32_t* mine = shared_counts[threadIdx.x / kWarp];
+  for (int d = lane; d < kDigits; d += kWarp) mine[d] = 0;
+  __syncwarp();
+  const int64_t end = min((chunk + 1) * kEmbeddingChunk, keys.count);
+  for (int64_t i = chunk * kEmbeddingChunk + lane; i < end; i += kWarp)
+    atomicAdd(mine + (keys.of(from == nullptr ? i : from[i]) >> shift) % kDigits, 1);
+  __syncwarp();
+  for (int d = lane; d < kDigits; d += kWarp) counts[d * chunks + chunk] = mine[d];
+}
+
+/// values[i] <- the sum of all before it. One block.
+__global__ void __launch_bounds__(kScanThreads) sum_before(int32_t* values, int64_t count) {
+  constexpr int kScanWarps = kScanThreads / kWarp;
+  __shared__ int32_t totals[kScanWarps];
+  const auto lane = static_cast<int>(threadIdx.x % kWarp);
+  const auto warp = static_cast<int>(threadIdx.x / kWarp);
+  const int64_t share = (count + kScanWarps - 1) / kScanWarps;
+  const int64_t begin = warp * share, end = min(begin + share, count);
+  int32_t total = 0;
+  for (int64_t i = begin + lane; i < end; i += kWarp) total += values[i];
+  total = __reduce_add_sync(kFullWarp, total);
+  if (lane == 0) totals[warp] = total;
+  __syncthreads();
+  int32_t before = 0;
+  for (int w = 0; w < warp; ++w) before += totals[w];
+  for (int64_t base = begin; base < end; base += kWarp) {
+    const int64_t i = base + lane;
+    const int32_t value = i < end ? values[i] : 0;
+    int32_t through = value;  // with this lane's
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int32_t left = __shfl_up_sync(kFullWarp, through, offset);
+      if (lane >= offset) through += left;
+    }
+    if (i < end) values[i] = before + through - value;
+    before += __shfl_sync(kFullWarp, through, kWarp - 1);
+  }
+}
+
+/// starts[digit][chunk] is where the chunk's first position with the digit goes.
+__global__ void __launch_bounds__(kSortWarps* kWarp) place_by_digit(
+    Keys keys, const int32_t* from, int32_t* to, const int32_t* starts, int64_t chunks, int shift) {
+  __shared__ int32_t shared_next[kSortWarps][kDigits];
+  const int64_t chunk = blockIdx.x * static_cast<int64_t>(kSortWarps) + threadIdx.x / kWarp;
+  if (chunk >= chunks) return;
+  const auto lane = static_cast<int>(threadIdx.x % kWarp);
+  int32_t* next = shared_next[threadIdx.x / kWarp];
+  for (int d = lane; d < kDigits; d += kWarp) next[d] = starts[d * chunks + chunk];
+  __syncwarp();
+  const int64_t end = min((chunk + 1) * kEmbeddingChunk, keys.count);
+  for (int64_t base = chunk * kEmbeddingChunk; base < end; base += kWarp) {
+    const int64_t i = base + lane;
+    const bool active = i < end;
+    int32_t position = 0;
+    int digit = kDigits;  // of the lanes past the end
+    if (active) {
+      position = from == nullptr ? static_cast<int32_t>(i) : from[i];
+      digit = static_cast<int>((keys.of(position) >> shift) % kDigits);
+    }
+    const unsigned same = __match_any_sync(kFullWarp, digit);
+    const int rank = __popc(same & ((1u << lane) - 1u));
+    if (active) to[next[digit] + rank] = position;
+    __syncwarp();
+    if (active && rank == 0) next[digit] += __popc(same);
+    __syncwarp();
+  }
+}
+
+template <int N>
+__device__ void store_sum(float* to, const float (&sum)[N], bool add) {
+  Pack<float, N> pack{};
+  if (add) pack = *reinterpret_cast<const Pack<float, N>*>(to);
+#pragma unroll
+  for (int j = 0; j < N; ++j) pack.at[j] += sum[j];
+  *reinterpret_cast<Pack<float, N>*>(to) = pack;
+}
+
+/// Sums dy over every run of one token within a piece of the sorted positions, in their order. A
+/// run that is all of its token goes to the table; a part of one to partial[piece][0] when it
+/// begins the piece, else to partial[piece][1].
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads) sum_pieces(Keys keys,
+                                                       const int32_t* positions,
+                                                       const T* dy,
+                                                       float* dtable,
+                                                       float* partial,
+                                                       int64_t cols,
+                                                       bool accumulate) {
+  __shared__ int32_t at[kPiece];
+  __shared__ uint32_t key[kPiece + 2];  // from the one before the piece to the one after it
+  const int64_t piece = blockIdx.x, begin = piece * kPiece;
+  const auto here = static_cast<int>(min(static_cast<int64_t>(kPiece), keys.count - begin));
+  for (auto i = static_cast<int>(threadIdx.x); i < here + 2; i += static_cast<int>(blockDim.x)) {
+    const int64_t n = begin - 1 + i;
+    const bool exists = n >= 0 && n < keys.count;
+    key[i] = exists ? keys.of(positions[n]) : kNoKey;
+    if (i > 0 && i <= here) at[i - 1] = positions[n];
+  }
+  __syncthreads();
+  const int64_t c = (blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x) * N;
+  if (c >= cols) return;
+  float sum[N] = {};
+  for (int i = 0, start = 0; i < here; ++i) {
+    const auto pack = *reinterpret_cast<const Pack<T, N>*>(dy + at[i] * cols + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum[j] += load_as_float(pack.at + j);
+    const uint32_t token = key[i + 1], after = key[i + 2];
+    if (i + 1 < here && after == token) continue;
+    const bool complete = after != token && (start > 0 || key[0] != token);
+    if (token < keys.vocab) {
+      if (complete)
+        store_sum(dtable + token * cols + c, sum, accumulate);
+      else
+        store_sum(partial + (2 * piece + (start > 0 ? 1 : 0)) * cols + c, sum, false);
+    }
+    start = i + 1;
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum[j] = 0.0f;
+  }
+}
+
+/// Adds up the parts of every token that spans pieces, in their order: the block of the piece where
+/// the token begins.
+template <int N>
+__global__ void __launch_bounds__(kThreads) join_pieces(Keys keys,
+                                                        const int32_t* positions,
+                                                        float* dtable,
+                                                        const float* partial,
+                                                        int64_t cols,
+                                                        bool accumulate) {
+  const int64_t piece = blockIdx.x, begin = piece * kPiece, end = begin + kPiece;
+  if (end >= keys.count) return;
+  const auto key = [&](int64_t i) { return keys.of(positions[i]); };
+  const uint32_t token = key(end - 1);
+  if (token >= keys.vocab || key(end) != token) return;
+  const bool begins_piece = key(begin) == token;
+  if (begins_piece && begin > 0 && key(begin - 1) == token) return;
+  const int64_t c = (blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x) * N;
+  if (c >= cols) return;
+
+  // The last piece that begins with the token.
+  int64_t last = piece + 1, beyond = (keys.count + kPiece - 1) / kPiece;
+  while (beyond - last > 1) {
+    const int64_t middle = (last + beyond) / 2;
+    if (key(middle * kPiece) == token)
+      last = middle;
+    else
+      beyond = middle;
+  }
+  float sum[N] = {};
+  const auto add = [&](int64_t part) {
+    const auto pack = *reinterpret_cast<const Pack<float, N>*>(partial + part * cols + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum[j] += pack.at[j];
+  };
+  add(2 * piece + (begins_piece ? 0 : 1));
+#pragma unroll 4
+  for (int64_t next = piece + 1; next <= last; ++next) add(2 * next);
+  store_sum(dtable + token * cols + c, sum, accumulate);
+}
+
+/// Positions by token, equal tokens in their order, in one of two arrays of `count` ints.
+const int32_t* sort_positions(
+    const Exec& exec, const Keys& keys, int32_t* to, int32_t* other, int32_t* counts) {
+  const int64_t chunks = embedding_chunks(keys.count);
+  const unsigned blocks = grid_for(chunks, kSortWarps);
+  const int32_t* from = nullptr;
+  for (int shift = 0; shift < 32 && (keys.vocab >> shift) > 0; shift += kDigitBits) {
+    count_digits<<<blocks, kSortWarps * kWarp, 0, cuda_stream(exec)>>>(keys, from, counts, chunks,
+                                                                       shift);
+    sum_before<<<1, kScanThreads, 0, cuda_stream(exec)>>>(counts, kDigits * chunks);
+    place_by_digit<<<blocks, kSortWarps * kWarp, 0, cuda_stream(exec)>>>(keys, from, to, counts,
+                                                                         chunks, shift);
+    from = to;
+    std::swap(to, other);
+  }
+  return from;
+}
+
+template <typename T, int N>
+void sum_by_token(const Exec& exec,
+                  const Keys& keys,
+                  const int32_t* positions,
+                  const EmbeddingBwd& a,
+                  float* partial) {
+  const int64_t cols = a.dtable.shape().cols(), lanes = (cols + N - 1) / N;
+  const int64_t threads = std::min<int64_t>(kThreads, (lanes + kWarp - 1) / kWarp * kWarp);
+  const dim3 grid(grid_for(keys.count, kPiece), grid_for(lanes, threads));
+  float* dtable = a.dtable.as<float>();
+  sum_pieces<T, N><<<grid, static_cast<unsigned>(threads), 0, cuda_stream(exec)>>>(
+      keys, positions, a.dy.as<T>(), dtable, partial, cols, a.accumulate);
+  join_pieces<N><<<grid, static_cast<unsigned>(threads), 0, cuda_stream(exec)>>>(
+      keys, positions, dtable, partial, cols, a.accumulate);
+}
+
+}  // namespace
+
+void embedding_fwd_cuda(const Exec& exec, const EmbeddingFwd& a) {
+  const int64_t count = a.tokens.elems(), cols = a.table.shape().cols();
+  if (count == 0 || cols == 0) return;
+  const auto vocab = static_cast<uint32_t>(a.table.shape()[0]);
+  with_cuda_type(a.table.dtype(), "embedding", [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    with_cuda_type(a.y.dtype(), "embedding", [&](auto* u) {
+      using Y = std::remove_pointer_t<decltype(u)>;
+      const T* table = a.table.as<T>();
+      Y* y = a.y.as<Y>();
+      const bool packed = cols % kPack == 0 && aligned_for_packs(table, y);
+      const auto kernel = packed ? gather<T, Y, kPack> : gather<T, Y, 1>;
+      kernel<<<grid_for(count, kWarps), kThreads, 0, cuda_stream(exec)>>>(
+          a.tokens.as<int32_t>(), table, y, count, cols, vocab);
+    });
+  });
+  cuda::check_launch("embedding");
+}
+
+void embedding_bwd_cuda(const Exec& exec, const EmbeddingBwd& a) {
+  const int64_t count = a.tokens.elems(), cols = a.dtable.shape().cols();
+  if (!a.accumulate)
+    cudaMemsetAsync(a.dtable.data, 0, static_cast<size_t>(a.dtable.bytes()), cuda_stream(exec));
+  if (count > 0 && a.dtable.elems() > 0) {
+    const Keys keys{a.tokens.as<int32_t>(), count, static_cast<uint32_t>(a.dtable.shape()[0])};
+    auto* partial = reinterpret_cast<float*>(exec.scratch.data());
+    auto* order = reinterpret_cast<int32_t*>(partial + 2 * embedding_pieces(count) * cols);
+    int32_t* other = order + count;
+    const int32_t* positions = sort_positions(exec, keys, order, other, other + count);
+    with_cuda_type(a.dy.dtype(), "embedding_bwd", [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      if (cols % kPack == 0 && aligned_for_packs(a.dy.as<T>(), a.dtable.as<float>(), partial))
+        sum_by_token<T, kPack>(exec, keys, positions, a, partial);
+      else
+        sum_by_token<T, 1>(exec, keys, positions, a, partial);
+    });
+  }
+  cuda::check_launch("embedding_bwd");
+}
+
+}  // namespace tightloop
