@@ -1,4 +1,5 @@
 """What `check` judges and its exit codes; flags and commands that this version lacks."""
+import array
 import json
 import pathlib
 import shutil
@@ -36,6 +37,25 @@ class Check(Case):
         report = json.loads(self.check(1, case, "--rewrites", "none", "--json"))
         self.assertFalse(report["ok"])
         self.assertEqual(report["failures"], [])
+
+    def test_tolerances_follow_the_dtype_and_not_the_name(self):
+        case = self.dir / "nanochat-a"
+        shutil.copytree(GOLDEN, case)
+        path = case / "expected.safetensors"
+        raw = bytearray(path.read_bytes())
+        start = 8 + int.from_bytes(raw[:8], "little")
+        begin, end = json.loads(raw[8:start])["step0.grad.lm_head.weight"]["data_offsets"]
+        values = array.array("f", raw[start + begin:start + end])
+        raw[start + begin:start + end] = array.array("f", [x * (1 + 5e-5) for x in values]).tobytes()
+        path.write_bytes(raw)
+        shown = self.check(1, case, "--rewrites", "none")
+        self.assertRegex(shown, r"(?m)^ +FAIL grad\.lm_head\.weight: 5\.\d*e-05, tolerance 2e-05$")
+        path = case / "case.json"
+        path.write_text(path.read_text().replace('"float32"', '"bfloat16"'))
+        result = self.run_tool("check", case)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("case.json: dtype 'bfloat16': tolerances are known for float32 only",
+                      result.stderr)
 
     def test_unknown_rewrite(self):
         result = self.run_tool("check", GOLDEN, "--rewrites", "fused-relu3")

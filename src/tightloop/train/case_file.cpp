@@ -51,6 +51,10 @@ CaseGroup read_group(const Json& json, int64_t index, const std::string& where) 
 NanochatCase parse_nanochat_case(std::string_view text, const std::string& name) {
   const Json json = parse_json(text, name);
   NanochatCase c;
+  const std::string dtype = get_string(json, "dtype", name, "float32");
+  if (dtype != "float32")
+    fail(ErrorKind::unsupported, "{}: dtype '{}': tolerances are known for float32 only", name,
+         dtype);
   Json config = get_object(json, "config", name);
   config["recipe"] = get_string(json, "recipe", name, "2026-07");
   c.model = nanochat_config_from_json(config.dump(), name);
