@@ -88,10 +88,12 @@ TEST(TrainPlan, StepAllocatesNothingAndMemoryIsAsPlanned) {
       t.as<int32_t>()[i] = static_cast<int32_t>(rng.below(4096));
   }
   set_element(slots.view(kLossScaleSlot), 0, 1.0 / 1024.0);
-  write_hypers(groups_of(model), Schedule(model.recipe, 10, default_schedule(model.recipe)), 0,
-               [&](std::string_view name, std::span<const double> values) {
+  const std::vector<ParameterGroup> groups = groups_of(model);
+  write_hypers(groups, Schedule(model.recipe, 10, default_schedule(model.recipe)), 0,
+               [&](size_t group, std::span<const double> values) {
+                 const TensorView slot = slots.view(hyper_name(groups[group].name));
                  for (size_t i = 0; i < values.size(); ++i)
-                   set_element(slots.view(name), static_cast<int64_t>(i), values[i]);
+                   set_element(slot, static_cast<int64_t>(i), values[i]);
                });
   first.run(), next.run(), optimizer.run();  // warm: threads, first touch
 

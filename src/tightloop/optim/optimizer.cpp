@@ -102,20 +102,20 @@ HyperValues muon_hypers(const ParameterGroup& group,
   return {lr, momentum, group.beta2, weight_decay, 0.0, 0.0, 0.0, 0.0};
 }
 
-void write_hypers(
-    const std::vector<ParameterGroup>& groups,
-    const Schedule& schedule,
-    int64_t it,
-    const std::function<void(std::string_view slot, std::span<const double> values)>& write) {
+void write_hypers(const std::vector<ParameterGroup>& groups,
+                  const Schedule& schedule,
+                  int64_t it,
+                  const std::function<void(size_t group, std::span<const double> values)>& write) {
   const double lr_multiplier = schedule.lr_multiplier(it);
-  for (const ParameterGroup& group : groups) {
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const ParameterGroup& group = groups[i];
     const double lr = group.lr * lr_multiplier;
     const double decay = group.weight_decay *
                          (group.schedule_weight_decay ? schedule.weight_decay_multiplier(it) : 1.0);
     const HyperValues values = group.kind == OptimizerKind::adamw
                                    ? adamw_hypers(group, lr, it + 1)
                                    : muon_hypers(group, lr, schedule.muon_momentum(it), decay);
-    write(hyper_name(group.name), values);
+    write(i, values);
   }
 }
 

@@ -44,12 +44,12 @@ HyperValues muon_hypers(const ParameterGroup& group,
                         double weight_decay);
 
 /// Computes the hyperparameters of step `it` (from 0) and hands each group's to
-/// `write(slot name, values)`.
-void write_hypers(
-    const std::vector<ParameterGroup>& groups,
-    const Schedule& schedule,
-    int64_t it,
-    const std::function<void(std::string_view slot, std::span<const double> values)>& write);
+/// `write(index of the group, values)`: for the slot hyper_name(groups[index].name). Allocates
+/// nothing.
+void write_hypers(const std::vector<ParameterGroup>& groups,
+                  const Schedule& schedule,
+                  int64_t it,
+                  const std::function<void(size_t group, std::span<const double> values)>& write);
 
 /// Name of the output slot, f64 (), of emit_grad_sum_squares.
 constexpr std::string_view kGradSumSquares = "grad_sum_squares";

@@ -77,8 +77,8 @@ TEST(Optimizer, HypersOfAStep) {
   const auto groups = groups_of(kNewer);
   const Schedule schedule(kNewer, 2520, default_schedule(kNewer));
   std::map<std::string, std::vector<double>, std::less<>> written;
-  write_hypers(groups, schedule, 9, [&](std::string_view slot, std::span<const double> values) {
-    written[std::string(slot)].assign(values.begin(), values.end());
+  write_hypers(groups, schedule, 9, [&](size_t group, std::span<const double> values) {
+    written[hyper_name(groups[group].name)].assign(values.begin(), values.end());
   });
   ASSERT_EQ(written.size(), groups.size());
   // Step 9 of the warm-up over 40: rates are a quarter; the count of steps is 10.
@@ -120,11 +120,11 @@ TEST(Optimizer, CpuFollowsTheReferenceOverSteps) {
             if (slot.role == SlotRole::gradient) run->set(t, i, x), squares += x * x;
           }
         }
-        write_hypers(groups, schedule, it,
-                     [&](std::string_view slot, std::span<const double> values) {
-                       for (size_t i = 0; i < values.size(); ++i)
-                         run->set(run->slot(slot), static_cast<int64_t>(i), values[i]);
-                     });
+        write_hypers(groups, schedule, it, [&](size_t group, std::span<const double> values) {
+          const TensorView slot = run->slot(hyper_name(groups[group].name));
+          for (size_t i = 0; i < values.size(); ++i)
+            run->set(slot, static_cast<int64_t>(i), values[i]);
+        });
       }
       cpu.run(), ref.run();
       EXPECT_NEAR(cpu.get(cpu.slot(kGradSumSquares), 0), squares, 1e-9 * squares);

@@ -105,6 +105,10 @@ RunFolder::RunFolder(std::string path, bool existing) : path_(std::move(path)) {
   lock_ = std::make_unique<LockFile>(file(".lock"));
   make_directories(file("checkpoints"));
   recover_temporaries(file("checkpoints"));
+  steps_path_ = file("steps.bin");
+  log_path_ = file("log.txt");
+  steps_.reserve(kWaitingSteps);
+  writing_steps_.reserve(kWaitingSteps);
   writer_ = std::thread([this] { work(); });
 }
 
@@ -137,7 +141,7 @@ void RunFolder::add_step(const StepRecord& record) {
 void RunFolder::add_log(std::string_view line) {
   {
     const std::lock_guard guard(mutex_);
-    lines_.emplace_back(line);
+    lines_.append(line).append("\n");
   }
   changed_.notify_all();
 }
@@ -154,23 +158,22 @@ void RunFolder::work() {
   while (true) {
     changed_.wait(lock, [&] { return stop_ || !steps_.empty() || !lines_.empty(); });
     if (steps_.empty() && lines_.empty()) return;  // stopping, and nothing is left
-    std::vector<StepRecord> steps(steps_.begin(), steps_.end());
-    std::string text;
-    for (const std::string& line : lines_) text += line + "\n";
-    steps_.clear();
-    lines_.clear();
+    writing_steps_.swap(steps_);
+    writing_lines_.swap(lines_);
     busy_ = true;
     const bool failed = error_ != nullptr;
     lock.unlock();
     std::exception_ptr error;
     try {
       // Never behind a record that is missing.
-      if (!steps.empty() && !failed)
-        append(file("steps.bin"), steps.data(), steps.size() * sizeof(StepRecord));
-      if (!text.empty()) append(file("log.txt"), text.data(), text.size());
+      if (!writing_steps_.empty() && !failed)
+        append(steps_path_, writing_steps_.data(), writing_steps_.size() * sizeof(StepRecord));
+      if (!writing_lines_.empty()) append(log_path_, writing_lines_.data(), writing_lines_.size());
     } catch (...) {
       error = std::current_exception();
     }
+    writing_steps_.clear();
+    writing_lines_.clear();
     lock.lock();
     if (error && !error_) error_ = error;
     busy_ = false;

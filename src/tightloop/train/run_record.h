@@ -2,7 +2,6 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -44,7 +43,8 @@ struct EvalRecord {
 };
 
 /// A run folder: run.json, steps.bin, evals.csv, log.txt, summary.json, checkpoints/. Held by one
-/// process at a time. Steps are handed to a writer thread: recording one never waits for a disk.
+/// process at a time. Steps are handed to a writer thread: recording one never waits for a disk,
+/// and allocates nothing unless more than kWaitingSteps wait.
 class RunFolder {
  public:
   /// Creates `<dir>/<date>-<name>-<id>` (id: 6 hex digits). Error{io} with a hint.
@@ -68,15 +68,17 @@ class RunFolder {
   void finish(const OrderedJson& summary);
 
  private:
+  static constexpr size_t kWaitingSteps = 1024;
+
   RunFolder(std::string path, bool existing);
   void work();
 
-  std::string path_;
+  std::string path_, steps_path_, log_path_;
   std::unique_ptr<LockFile> lock_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<StepRecord> steps_;
-  std::deque<std::string> lines_;
+  std::vector<StepRecord> steps_, writing_steps_;  // waiting, and in the hands of the writer
+  std::string lines_, writing_lines_;
   bool busy_ = false;
   bool stop_ = false;
   std::exception_ptr error_;

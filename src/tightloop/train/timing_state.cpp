@@ -26,9 +26,9 @@ void fill_for_timing(const TrainPrograms& programs,
   }
   set_element(slots.view(kLossScaleSlot), 0, 1.0 / static_cast<double>(step_tokens));
   const Schedule schedule(model.recipe, 1000, default_schedule(model.recipe));
-  write_hypers(groups, schedule, 200, [&](std::string_view slot, std::span<const double> v) {
-    for (size_t i = 0; i < v.size(); ++i)
-      set_element(slots.view(slot), static_cast<int64_t>(i), v[i]);
+  write_hypers(groups, schedule, 200, [&](size_t group, std::span<const double> v) {
+    const TensorView slot = slots.view(hyper_name(groups[group].name));
+    for (size_t i = 0; i < v.size(); ++i) set_element(slot, static_cast<int64_t>(i), v[i]);
   });
 }
 

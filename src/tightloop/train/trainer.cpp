@@ -10,6 +10,10 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
+Made made_so_far() {
+  return {.plans = plans_made(), .binds = programs_bound(), .blocks = memory_blocks_made()};
+}
+
 }  // namespace
 
 TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>& stop) {
@@ -87,6 +91,7 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
   const std::optional<DataCursor> from =
       cursor.identity.empty() ? std::nullopt : std::optional<DataCursor>(cursor);
   BatchLoader loader(train_documents, plan.rows_per_step, config.max_seq_len, from);
+  cursor.buffer.reserve(static_cast<size_t>(RowPacker::kMostBuffered));
   bound_at_start = programs_bound();
   startup_s = seconds_since(kProcessStart);
   const Clock::time_point start = Clock::now();
@@ -115,11 +120,18 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
       close("ok");
       return;
     }
+    const Made before = made_so_far();
     const std::optional<StepRecord> record = train_step(step, loader, stop);
     if (!record) return end_interrupted(save_here);
     loss_ema = kLossDecay * loss_ema + (1.0 - kLossDecay) * record->loss;
     history.push_back(*record);
     folder->add_step(*record);
+    if (record->counted()) {
+      const Made now = made_so_far();
+      made_in_steps.plans += now.plans - before.plans;
+      made_in_steps.binds += now.binds - before.binds;
+      made_in_steps.blocks += now.blocks - before.blocks;
+    }
     StepReport report;
     report.record = *record;
     report.steps = N;

@@ -30,6 +30,18 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
 /// 0 for none.
 double median(std::vector<double> values);
 
+/// The slots that a step reads and writes from outside its Programs.
+struct StepSlots {
+  SlotId tokens, targets, loss, loss_scale, grad_sum_squares;
+  std::vector<SlotId> hypers;  // one a parameter group
+};
+
+/// What a training step must not make.
+struct Made {
+  int64_t plans = 0, binds = 0;
+  int64_t blocks = 0;  // of memory
+};
+
 struct Trainer::Impl {
   TrainConfig config;
   OrderedJson resolved_options;
@@ -45,6 +57,7 @@ struct Trainer::Impl {
   // Memory and what is bound to it: made in run().
   std::unique_ptr<SlotStore> slots;
   std::unique_ptr<Workspace> workspace;
+  StepSlots step_slots;
   std::unique_ptr<Executable> first, next, evaluation, optimizer;
   std::unique_ptr<RunFolder> folder;
 
@@ -53,8 +66,7 @@ struct Trainer::Impl {
   int64_t process_steps = 0;
   double earlier_processes_s = 0.0;  // host time of the processes that this one continues
   double startup_s = 0.0;            // process start to the first step
-  int64_t step_plans = 0, step_blocks = 0,
-          step_binds = 0;      // made inside counted steps: must stay 0
+  Made made_in_steps;          // from asking for a batch to handing over the record; counted steps
   int64_t bound_at_start = 0;  // Programs bound before the first step
   double bind_ms = 0.0;
   double loss_ema = 0.0;
@@ -101,7 +113,9 @@ struct Trainer::Impl {
   double train_clock() const;
   [[noreturn]] void fail_non_finite(int64_t step, Executable& micro, double loss);
   /// Nothing when `stop` was set on the way: parameters, optimizer and cursor are then those of the
-  /// step before, and the step can be taken again.
+  /// step before, and the step can be taken again. From the third step of a process on it allocates
+  /// nothing, on no thread; but the loader's list of documents may grow when the turn of another
+  /// shard comes.
   std::optional<StepRecord> train_step(int64_t step,
                                        BatchLoader& loader,
                                        const std::atomic<bool>& stop);

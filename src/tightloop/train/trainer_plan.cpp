@@ -9,6 +9,7 @@
 #include "tightloop/io/host_info.h"
 #include "tightloop/io/token_shard.h"
 #include "tightloop/model/nanochat_init.h"
+#include "tightloop/optim/optimizer.h"
 #include "tightloop/train/checkpoint.h"
 #include "tightloop/train/data/synth.h"
 #include "tightloop/train/derive.h"
@@ -223,6 +224,15 @@ void Trainer::Impl::allocate() {
   evaluation = bind(programs->evaluation);
   optimizer = bind(programs->optimizer);
   bind_ms = 1e3 * seconds_since(start);
+  const SlotTable& table = slots->table();
+  step_slots = {.tokens = table.get(kTokensSlot),
+                .targets = table.get(kTargetsSlot),
+                .loss = table.get(kLossSlot),
+                .loss_scale = table.get(kLossScaleSlot),
+                .grad_sum_squares = table.get(kGradSumSquares),
+                .hypers = {}};
+  for (const ParameterGroup& group : plan.groups)
+    step_slots.hypers.push_back(table.get(hyper_name(group.name)));
   init_rope_table(plan.model, slots->view("rope_table"));
 }
 

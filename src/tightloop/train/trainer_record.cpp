@@ -157,9 +157,9 @@ OrderedJson Trainer::Impl::summary_json() const {
   if (!history.empty()) json["first_step_ms"] = 1e-6 * static_cast<double>(history[0].dt_ns);
   json["programs_bound"] = bound_at_start;
   json["bind_ms"] = bind_ms;
-  json["plans_made_in_steps"] = step_plans;
-  json["programs_bound_in_steps"] = step_binds;
-  json["blocks_made_in_steps"] = step_blocks;
+  json["plans_made_in_steps"] = made_in_steps.plans;
+  json["programs_bound_in_steps"] = made_in_steps.binds;
+  json["blocks_made_in_steps"] = made_in_steps.blocks;
   json["planned_bytes"] = result.planned_bytes;
   json["peak_bytes"] = result.peak_bytes;
   json["peak_resident_bytes"] = result.peak_resident_bytes;

@@ -48,52 +48,47 @@ std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
                                                     BatchLoader& loader,
                                                     const std::atomic<bool>& stop) {
   const Clock::time_point start = Clock::now();
-  const int64_t plans = plans_made(), blocks = memory_blocks_made(), binds = programs_bound();
   const Batch& batch = loader.next();
   const int64_t B = config.device_batch_size, T = config.max_seq_len;
-  const TensorView tokens = slots->view(kTokensSlot), targets = slots->view(kTargetsSlot);
-  const TensorView loss_slot = slots->view(kLossSlot);
-  set_element(slots->view(kLossScaleSlot), 0, 1.0 / static_cast<double>(plan.transfer.batch));
+  set_element(slots->view(step_slots.loss_scale), 0,
+              1.0 / static_cast<double>(plan.transfer.batch));
   for (int64_t m = 0; m < plan.micro_steps; ++m) {
     if (stop.load(std::memory_order_relaxed)) return std::nullopt;
     const int64_t rows = std::min(B, plan.rows_per_step - m * B);
     const int32_t* from_tokens = batch.tokens.data() + m * B * T;
     const int32_t* from_targets = batch.targets.data() + m * B * T;
-    std::copy(from_tokens, from_tokens + rows * T, tokens.as<int32_t>());
-    std::copy(from_targets, from_targets + rows * T, targets.as<int32_t>());
+    int32_t* tokens = slots->view(step_slots.tokens).as<int32_t>();
+    int32_t* targets = slots->view(step_slots.targets).as<int32_t>();
+    std::copy(from_tokens, from_tokens + rows * T, tokens);
+    std::copy(from_targets, from_targets + rows * T, targets);
     // A partial last micro-batch is a full one whose surplus targets are ignored.
-    std::fill(tokens.as<int32_t>() + rows * T, tokens.as<int32_t>() + B * T, 0);
-    std::fill(targets.as<int32_t>() + rows * T, targets.as<int32_t>() + B * T, -1);
+    std::fill(tokens + rows * T, tokens + B * T, 0);
+    std::fill(targets + rows * T, targets + B * T, -1);
     Executable& micro = m == 0 ? *first : *next;
     micro.run();
-    const double so_far = get_element(loss_slot, 0);
+    const double so_far = get_element(slots->view(step_slots.loss), 0);
     if (!std::isfinite(so_far)) fail_non_finite(step, micro, so_far);
   }
-  write_hypers(plan.groups, *schedule, step,
-               [&](std::string_view name, std::span<const double> values) {
-                 const TensorView slot = slots->view(name);
-                 for (size_t i = 0; i < values.size(); ++i)
-                   set_element(slot, static_cast<int64_t>(i), values[i]);
-               });
+  write_hypers(plan.groups, *schedule, step, [this](size_t group, std::span<const double> values) {
+    const TensorView slot = slots->view(step_slots.hypers[group]);
+    for (size_t i = 0; i < values.size(); ++i)
+      set_element(slot, static_cast<int64_t>(i), values[i]);
+  });
   optimizer->run();
   cursor = batch.cursor;
 
   StepRecord record;
   record.step = step;
   record.tokens = (step + 1) * plan.transfer.batch;
-  record.loss = get_element(loss_slot, 0);
+  record.loss = get_element(slots->view(step_slots.loss), 0);
   record.lr_multiplier = static_cast<float>(schedule->lr_multiplier(step));
   record.weight_decay =
       static_cast<float>(plan.transfer.weight_decay * schedule->weight_decay_multiplier(step));
   record.momentum = static_cast<float>(schedule->muon_momentum(step));
-  record.grad_norm = static_cast<float>(std::sqrt(get_element(slots->view(kGradSumSquares), 0)));
+  record.grad_norm =
+      static_cast<float>(std::sqrt(get_element(slots->view(step_slots.grad_sum_squares), 0)));
   record.flags = process_steps < kUncountedSteps ? 1 : 0;
   ++process_steps;
-  if (record.counted()) {
-    step_plans += plans_made() - plans;
-    step_blocks += memory_blocks_made() - blocks;
-    step_binds += programs_bound() - binds;
-  }
   record.dt_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
   return record;
 }

@@ -18,6 +18,7 @@ void fill_batch(RowPacker& packer, int64_t B, Batch& batch) {
   batch.floor.resize(packer.has_floor() ? total : 0);
   batch.skill.resize(packer.has_floor() ? total : 0);
   batch.document_starts.clear();
+  batch.document_starts.reserve(total + 1);  // documents of one token, and one that begins at T
   thread_local std::vector<int32_t> tokens;
   thread_local std::vector<float> floor;
   thread_local std::vector<uint8_t> skill;

@@ -27,7 +27,8 @@ struct Batch {
   DataCursor cursor;
 };
 
-/// Fills a batch with the next B rows of `packer`; its memory is reused.
+/// Fills a batch with the next B rows of `packer`; its memory is reused: the second time the batch
+/// needs no more.
 void fill_batch(RowPacker& packer, int64_t B, Batch& batch);
 
 /// Makes batches on a thread of its own, one ahead of the consumer. The sequence of rows does not

@@ -88,8 +88,7 @@ RowPacker::RowPacker(DocumentOptions options, int64_t T, std::optional<Packing> 
         .with_hint("use a shorter --max-seq-len or more data");
   packing_ = packing ? *packing : default_packing(stream_, T);
   identity_ = fmt::format("{}-{}-{}", name_of(packing_), T, stream_.identity());
-  if (packing_ == Packing::best_fit)
-    buffer_.reserve(static_cast<size_t>(kBufferDocuments + kRefillDocuments));
+  if (packing_ == Packing::best_fit) buffer_.reserve(static_cast<size_t>(kMostBuffered));
 }
 
 DocumentRef RowPacker::take_contiguous(int64_t room) {
@@ -159,6 +158,7 @@ void RowPacker::save(DataCursor& out) const {
   out.identity = identity_;
   out.rows = rows_;
   out.position = stream_.position();
+  out.buffer.reserve(buffer_.capacity());
   out.buffer.assign(buffer_.begin(), buffer_.end());
 }
 
@@ -169,7 +169,7 @@ void RowPacker::restore(const DataCursor& cursor) {
         "the data cursor belongs to other shards, another data seed, sequence length or packing")
         .with_hint("resume with the --data, --data-seed and --max-seq-len of the first run");
   if (cursor.rows < 0) fail(ErrorKind::data, "data cursor: rows is {}", cursor.rows);
-  const int64_t most = packing_ == Packing::best_fit     ? kBufferDocuments + kRefillDocuments
+  const int64_t most = packing_ == Packing::best_fit     ? kMostBuffered
                        : packing_ == Packing::contiguous ? int64_t{1}
                                                          : int64_t{0};
   if (std::ssize(cursor.buffer) > most)

@@ -62,6 +62,8 @@ class RowPacker {
  public:
   static constexpr int64_t kBufferDocuments{1000};
   static constexpr int64_t kRefillDocuments{128};
+  /// The most documents that a DataCursor holds.
+  static constexpr int64_t kMostBuffered{kBufferDocuments + kRefillDocuments};
 
   /// `packing` absent: default_packing. Error{usage} when T < 1, Error{data} when the shards
   /// together hold fewer than T + 1 tokens.
@@ -76,7 +78,7 @@ class RowPacker {
   /// that goes on with a document begins with it.
   void next(const RowView& row, std::vector<int32_t>& starts);
 
-  /// Copies the state into `out`, whose memory is reused.
+  /// Copies the state into `out`, whose memory is reused: the second time it allocates nothing.
   void save(DataCursor& out) const;
   /// Error{data} when the cursor belongs to other data, another order, T or packing.
   void restore(const DataCursor& cursor);
