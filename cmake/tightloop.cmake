@@ -89,7 +89,10 @@ function(tl_library layer)
   target_link_libraries(tl_${layer} PUBLIC tl_flags ${ARG_DEPS} ${ARG_LINK})
   target_sources(tl_${layer} PUBLIC FILE_SET HEADERS BASE_DIRS "${CMAKE_SOURCE_DIR}/src"
                                     FILES ${headers})
-  if(TL_TESTS)
+  if(TL_TESTS AND TL_CUDA AND layer STREQUAL "ops")
+    # One program for all operations: each of them would hold all kernels.
+    tl_test(ops.all ${tests} LINK tl_ops)
+  elseif(TL_TESTS)
     foreach(test ${tests})
       get_filename_component(name ${test} NAME_WE)
       string(REGEX REPLACE "_test$" "" name ${name})
@@ -130,12 +133,12 @@ set(TL_SANITIZED_LAYERS core io text program engine decode train)
 add_custom_target(sanitize_tests)   # builds what `ctest -L sanitize` runs
 add_custom_target(fuzz_targets)     # with TL_FUZZ: all programs in bin/fuzz
 
-# tl_test(<name> <file> LINK <targets...> [LABELS ...]): one GoogleTest binary, one ctest entry.
+# tl_test(<name> <files...> LINK <targets...> [LABELS ...]): one GoogleTest binary, one ctest entry.
 # Labels: `slow` leaves it out of the quick suite; `sanitize` puts it into the sanitizer runs.
-function(tl_test name file)
+function(tl_test name)
   cmake_parse_arguments(ARG "" "" "LINK;LABELS" ${ARGN})
   string(REPLACE "." "_" target ${name}_test)
-  add_executable(${target} ${file})
+  add_executable(${target} ${ARG_UNPARSED_ARGUMENTS})
   target_link_libraries(${target} PRIVATE ${ARG_LINK} GTest::gtest GTest::gtest_main)
   # What is tested has the preset's flags; the tests themselves compile in half the time like this.
   target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)

@@ -103,6 +103,7 @@ class Rig {
     spec_.rewrites = config.enabled_rewrites();
     spec_.rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes};
     spec_.device = config.device;
+    spec_.dtype = config.dtype;
     const int64_t tokens = config.total_batch_size.value_or(micro_tokens());
     micro_steps_ = std::max<int64_t>(1, (tokens + micro_tokens() - 1) / micro_tokens());
 
@@ -129,7 +130,7 @@ class Rig {
 
   /// Takes memory, and fills every slot with values that are not zero.
   void allocate() {
-    const int64_t bytes = planned_bytes(), available = memory_available_bytes();
+    const int64_t bytes = planned_bytes(), available = memory_available_on(spec_.device);
     if (bytes > available) {
       const auto planned = [&](int64_t micro_batch, int64_t depth) {
         TrainConfig smaller = config_;
@@ -151,7 +152,7 @@ class Rig {
   Executable bind(const PlannedProgram& p) const {
     return {p.program, p.plan, *slots_, *workspace_};
   }
-  double loss() const { return get_element(slots_->view(kLossSlot), 0); }
+  double loss() const { return get_element(slots_->pull(kLossSlot), 0); }
   int64_t bytes() const { return slots_->bytes() + workspace_->bytes(); }
 
  private:

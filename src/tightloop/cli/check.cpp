@@ -107,7 +107,7 @@ void add_check(CLI::App& app, Runner& runner) {
   auto* command = app.add_subcommand("check", "run parity cases against their expected values");
   auto flags = std::make_shared<CheckFlags>();
   command->add_option("case", flags->folders, "case folders (case.json inside)")->type_name("CASE");
-  command->add_option("--device", flags->device, "ref, cpu or both [both]");
+  command->add_option("--device", flags->device, "ref, cpu, both of these, or cuda [both]");
   command->add_option("--rewrites", flags->rewrites,
                       "sweep (none, each, pairs, all, 16 random sets), none, all, or names with "
                       "commas [sweep]");

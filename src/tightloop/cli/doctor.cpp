@@ -28,6 +28,8 @@
 namespace tightloop::cli {
 namespace {
 
+using namespace std::string_view_literals;
+
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
@@ -93,22 +95,25 @@ Gradients tiny_gradients(Device device, std::vector<std::string> rewrites) {
 
   for (NanochatParameter p : programs.parameters) {
     if (p.init.kind == Init::Kind::zero) p.init = {Init::Kind::normal, 0.0, 0.05};
-    init_parameter(p, 1, slots.view(p.name));
+    init_parameter(p, 1, slots.host(p.name));
+    slots.push(p.name);
   }
-  init_rope_table(spec.model, slots.view("rope_table"));
-  const TensorView tokens = slots.view(kTokensSlot), targets = slots.view(kTargetsSlot);
+  init_rope_table(spec.model, slots.host("rope_table"));
+  const TensorView tokens = slots.host(kTokensSlot), targets = slots.host(kTargetsSlot);
   Rng rng(2, 0);
   for (int64_t i = 0; i < tokens.elems(); ++i) {
     set_element(tokens, i, static_cast<double>(rng.below(250)));
     set_element(targets, i, static_cast<double>(rng.below(250)));
   }
-  set_element(slots.view(kLossScaleSlot), 0, 1.0 / static_cast<double>(tokens.elems()));
+  set_element(slots.host(kLossScaleSlot), 0, 1.0 / static_cast<double>(tokens.elems()));
+  for (const std::string_view filled : {"rope_table"sv, kTokensSlot, kTargetsSlot, kLossScaleSlot})
+    slots.push(filled);
   run.run();
 
   Gradients g;
-  g.loss = get_element(slots.view(kLossSlot), 0);
+  g.loss = get_element(slots.pull(kLossSlot), 0);
   for (const NanochatParameter& p : programs.parameters) {
-    const TensorView grad = slots.view(grad_name(p.name));
+    const TensorView grad = slots.pull(grad_name(p.name));
     std::vector<double> values(static_cast<size_t>(grad.elems()));
     for (int64_t i = 0; i < grad.elems(); ++i)
       values[static_cast<size_t>(i)] = get_element(grad, i);

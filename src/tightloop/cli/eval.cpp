@@ -15,12 +15,14 @@ namespace {
 struct EvalFlags {
   std::string checkpoint;
   EvaluateRequest request;
+  std::string device = "cpu";
   std::optional<int64_t> threads;
   bool json = false;
 };
 
 int run_eval(EvalFlags& flags) {
   if (flags.threads) set_thread_count(static_cast<int>(*flags.threads));
+  flags.request.device = parse_device(flags.device);
   flags.request.checkpoint = find_checkpoint(flags.checkpoint);
   const EvaluateResult r = evaluate_checkpoint(flags.request);
   const Evaluation& e = r.evaluation;
@@ -56,6 +58,7 @@ void add_eval(CLI::App& app, Runner& runner) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 52));
   command->add_option("--device-batch-size", flags->request.batch, "sequences at once [8]")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command->add_option("--device", flags->device, "cpu, cuda, or ref (float64 reference) [cpu]");
   command->add_option("--threads", flags->threads, "CPU threads")->check(CLI::Range(1, 4096));
   command->add_flag("--json", flags->json, "one JSON object on stdout");
   command->footer("Example: tightloop eval runs/20260101-quick-abc123");

@@ -101,6 +101,7 @@ std::vector<Stage> stages_of(const TrainConfig& config,
           .type.shape[0];
   spec.rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes};
   spec.device = config.device;
+  spec.dtype = config.dtype;
   std::vector<Stage> stages;
   const auto add = [&](const std::string& name) {
     const TrainPrograms built = build_train_programs(spec, trainer.plan().groups);

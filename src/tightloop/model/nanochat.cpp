@@ -174,55 +174,64 @@ void declare_nanochat(SlotTable& slots,
 
 namespace {
 
-/// What differs between a whole sequence and a chunk that extends caches.
-struct Position {
-  Value pos;  // empty: a whole sequence from position 0
+/// What differs between the uses of the same maths.
+struct Mode {
+  Value pos;                 // of a chunk that extends caches; empty: a whole sequence
+  DType dtype = DType::f32;  // of products and activations
 };
 
+/// A matrix as its products want it. A bf16 one is read as it is stored.
+Value matrix(Builder& b, const Mode& mode, const std::string& name) {
+  const Value w = b.slot(name);
+  return mode.dtype == DType::f32 ? w : cast(b, w, mode.dtype);
+}
+
 Value attention_block(
-    Builder& b, const NanochatConfig& c, int64_t i, Value x, Value tokens, const Position& at) {
+    Builder& b, const NanochatConfig& c, int64_t i, Value x, Value tokens, const Mode& mode) {
   const Shape& shape = b.type(x).shape;
   const int64_t B = shape[0], T = shape[1], D = c.head_dim();
   const Shape query{B, T, c.n_head, D}, key{B, T, c.n_kv_head, D};
 
   const Value h = rmsnorm(b, x, {}, kEps);
-  Value q = reshape(b, linear(b, h, b.slot(block(i, "attn.c_q.weight"))), query);
-  Value k = reshape(b, linear(b, h, b.slot(block(i, "attn.c_k.weight"))), key);
-  Value v = reshape(b, linear(b, h, b.slot(block(i, "attn.c_v.weight"))), key);
+  Value q = reshape(b, linear(b, h, matrix(b, mode, block(i, "attn.c_q.weight"))), query);
+  Value k = reshape(b, linear(b, h, matrix(b, mode, block(i, "attn.c_k.weight"))), key);
+  Value v = reshape(b, linear(b, h, matrix(b, mode, block(i, "attn.c_v.weight"))), key);
   if (c.has_value_embedding(i)) {
-    const Value u =
-        reshape(b, embedding(b, tokens, b.slot(fmt::format("value_embeds.{}.weight", i))), key);
+    const Value u = reshape(
+        b, embedding(b, tokens, b.slot(fmt::format("value_embeds.{}.weight", i)), mode.dtype), key);
     const Value gate =
         head_gate(b, h, b.slot(block(i, "attn.ve_gate.weight")), newer(c) ? 3.0 : 2.0);
     v = gated_add(b, v, gate, u);
   }
   const Value table = b.slot("rope_table");
   const double qk_scale = newer(c) ? 1.2 : 1.0;
-  q = rmsnorm(b, rope(b, q, table, at.pos), {}, kEps, qk_scale);
-  k = rmsnorm(b, rope(b, k, table, at.pos), {}, kEps, qk_scale);
+  q = rmsnorm(b, rope(b, q, table, mode.pos), {}, kEps, qk_scale);
+  k = rmsnorm(b, rope(b, k, table, mode.pos), {}, kEps, qk_scale);
 
   const double softmax_scale = 1.0 / std::sqrt(static_cast<double>(D));
   const Value o =
-      at.pos ? attention_cached(b, q, k, v, at.pos, b.slot(fmt::format("cache.{}.k", i)),
-                                b.slot(fmt::format("cache.{}.v", i)), c.window(i), softmax_scale)
-             : attention(b, q, k, v, c.window(i), softmax_scale)[0];
-  return linear(b, reshape(b, o, {B, T, c.n_embd}), b.slot(block(i, "attn.c_proj.weight")));
+      mode.pos ? attention_cached(b, q, k, v, mode.pos, b.slot(fmt::format("cache.{}.k", i)),
+                                  b.slot(fmt::format("cache.{}.v", i)), c.window(i), softmax_scale)
+               : attention(b, q, k, v, c.window(i), softmax_scale)[0];
+  return linear(b, reshape(b, o, {B, T, c.n_embd}),
+                matrix(b, mode, block(i, "attn.c_proj.weight")));
 }
 
-Value mlp_block(Builder& b, int64_t i, Value x) {
+Value mlp_block(Builder& b, int64_t i, Value x, const Mode& mode) {
   const Value h = rmsnorm(b, x, {}, kEps);
-  const Value hidden = relu2(b, linear(b, h, b.slot(block(i, "mlp.c_fc.weight"))));
-  return linear(b, hidden, b.slot(block(i, "mlp.c_proj.weight")));
+  const Value hidden = relu2(b, linear(b, h, matrix(b, mode, block(i, "mlp.c_fc.weight"))));
+  return linear(b, hidden, matrix(b, mode, block(i, "mlp.c_proj.weight")));
 }
 
 /// The normed residual stream (B, T, C) after the last layer.
-Value trunk(Builder& b, const NanochatConfig& c, Value tokens, const Position& at) {
+Value trunk(Builder& b, const NanochatConfig& c, Value tokens, const Mode& mode) {
   b.set_scope("embed");
-  Value x = rmsnorm(b, embedding(b, tokens, b.slot("transformer.wte.weight")), {}, kEps);
+  Value x =
+      rmsnorm(b, embedding(b, tokens, b.slot("transformer.wte.weight"), mode.dtype), {}, kEps);
   if (newer(c)) {
     const Value gate = b.slot("smear_gate.weight"), lambda = b.slot("smear_lambda");
-    if (at.pos)
-      x = smear_cached(b, x, gate, lambda, at.pos, b.slot("cache.smear"));
+    if (mode.pos)
+      x = smear_cached(b, x, gate, lambda, mode.pos, b.slot("cache.smear"));
     else if (b.type(x).shape[1] > 1)
       x = smear(b, x, gate, lambda);
   }
@@ -232,9 +241,9 @@ Value trunk(Builder& b, const NanochatConfig& c, Value tokens, const Position& a
     b.set_scope(fmt::format("layer {}/attn", i));
     x = scaled_add(b, x, x0, {.vector = b.slot("resid_lambdas"), .index = i},
                    {.vector = b.slot("x0_lambdas"), .index = i});
-    x = add(b, x, attention_block(b, c, i, x, tokens, at));
+    x = add(b, x, attention_block(b, c, i, x, tokens, mode));
     b.set_scope(fmt::format("layer {}/mlp", i));
-    x = add(b, x, mlp_block(b, i, x));
+    x = add(b, x, mlp_block(b, i, x, mode));
     if (newer(c) && i == c.n_layer / 2) middle = x;
   }
   b.set_scope("head");
@@ -243,18 +252,20 @@ Value trunk(Builder& b, const NanochatConfig& c, Value tokens, const Position& a
   return rmsnorm(b, x, {}, kEps);
 }
 
-Value head(Builder& b, Value x) {
-  return softcap(b, linear(b, x, b.slot("lm_head.weight")), kLogitCap);
+Value head(Builder& b, Value x, const Mode& mode) {
+  return softcap(b, linear(b, x, matrix(b, mode, "lm_head.weight")), kLogitCap);
 }
 
 }  // namespace
 
-Value nanochat_logits(Builder& b, const NanochatConfig& config, Value tokens) {
-  return head(b, trunk(b, config, tokens, {}));
+Value nanochat_logits(Builder& b, const NanochatConfig& config, Value tokens, DType dtype) {
+  const Mode mode{.pos = {}, .dtype = dtype};
+  return head(b, trunk(b, config, tokens, mode), mode);
 }
 
-Value nanochat_loss(Builder& b, const NanochatConfig& config, Value tokens, Value targets) {
-  const Value logits = nanochat_logits(b, config, tokens);
+Value nanochat_loss(
+    Builder& b, const NanochatConfig& config, Value tokens, Value targets, DType dtype) {
+  const Value logits = nanochat_logits(b, config, tokens, dtype);
   return cross_entropy(b, logits, targets, {},
                        {.vocab = config.vocab_size, .ignore_index = kIgnoredTarget})
       .loss;
@@ -272,7 +283,8 @@ void declare_nanochat_cache(
 }
 
 Value nanochat_decode_logits(Builder& b, const NanochatConfig& config, Value tokens, Value pos) {
-  return head(b, trunk(b, config, tokens, {pos}));
+  const Mode mode{.pos = pos};
+  return head(b, trunk(b, config, tokens, mode), mode);
 }
 
 }  // namespace tightloop

@@ -84,12 +84,21 @@ void declare_nanochat(SlotTable& slots,
                       int64_t positions);
 
 /// The logits (B, T, padded vocabulary) of the whole sequence, after the soft cap.
-/// tokens: i32 (B, T).
-Value nanochat_logits(Builder& b, const NanochatConfig& config, Value tokens);
+/// tokens: i32 (B, T). `dtype` (f32 or bf16) is what products and activations are computed and
+/// stored in; parameters are cast to it, except the tables, whose rows are, and the gates and
+/// scalars, which stay f32.
+Value nanochat_logits(Builder& b,
+                      const NanochatConfig& config,
+                      Value tokens,
+                      DType dtype = DType::f32);
 
 /// Per-token loss (B, T) and its logsumexp: cross-entropy over the first vocab_size columns, 0
-/// where the target is -1.
-Value nanochat_loss(Builder& b, const NanochatConfig& config, Value tokens, Value targets);
+/// where the target is -1. Both f32.
+Value nanochat_loss(Builder& b,
+                    const NanochatConfig& config,
+                    Value tokens,
+                    Value targets,
+                    DType dtype = DType::f32);
 
 /// Slots of the key/value caches and the smear's last embedding, for `batch` rows of `positions`.
 void declare_nanochat_cache(

@@ -37,15 +37,22 @@ void VjpContext::add_grad(size_t i, Value grad) {
   replace_grad(i, before ? builder_.emit1("add", {before, grad}) : grad);
 }
 
+Value VjpContext::parameter_of(Value v) const {
+  const Program& program = builder_.program();
+  const std::optional<SlotId> slot = program.info(v).slot;
+  if (slot) return program.slots()[*slot].role == SlotRole::parameter ? v : Value{};
+  const auto cast = casts_.find(v.id);
+  return cast == casts_.end() ? Value{} : cast->second;
+}
+
 bool VjpContext::is_parameter(size_t i) const {
-  const std::optional<SlotId> slot = builder_.program().info(op_.inputs[i]).slot;
-  return slot && builder_.program().slots()[*slot].role == SlotRole::parameter;
+  return static_cast<bool>(parameter_of(op_.inputs[i]));
 }
 
 VjpContext::ParameterGrad VjpContext::parameter_grad(size_t i) {
   TL_CHECK(is_parameter(i));
   Program& program = builder_.program();
-  const ValueInfo& parameter = program.info(op_.inputs[i]);
+  const ValueInfo& parameter = program.info(parameter_of(op_.inputs[i]));
   const SlotId id = program.slots().add_or_find(
       {grad_name(parameter.name), {DType::f32, parameter.type.shape}, SlotRole::gradient});
   const bool first = written_.insert(id.index).second;
@@ -79,6 +86,8 @@ void differentiate(Program& program,
   }
   for (size_t i = 0; i < forward_ops; ++i) {
     const Op& op = program.ops()[i];
+    if (op.def->name == "cast" && ctx.parameter_of(op.inputs[0]))
+      ctx.casts_[op.outputs[0].id] = op.inputs[0];
     bool needs = false;
     for (Value v : op.inputs) needs = needs || (v && ctx.needs_[static_cast<size_t>(v.id)]);
     for (Value v : op.outputs)

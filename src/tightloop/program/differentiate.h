@@ -51,7 +51,8 @@ class VjpContext {
     Value slot;
     bool accumulate = false;
   };
-  /// Whether input i is a parameter slot, so that its gradient lives in a slot.
+  /// Whether input i is a parameter slot, or one cast to another dtype for computing, so that its
+  /// gradient lives in a slot (f32 whatever the parameter was cast to).
   bool is_parameter(size_t i) const;
   /// The gradient slot of parameter input i. `accumulate` says whether the op must add to it or may
   /// overwrite all of it. Ops that can only add call parameter_grad_to_add, which zeroes it first
@@ -61,6 +62,8 @@ class VjpContext {
 
  private:
   friend void differentiate(Program&, const OpTable&, Value, const DifferentiateOptions&);
+  /// The parameter slot that v is or was cast from, or empty.
+  Value parameter_of(Value v) const;
   VjpContext(Builder& builder, const DifferentiateOptions& options)
       : builder_(builder), options_(options) {}
 
@@ -68,6 +71,7 @@ class VjpContext {
   DifferentiateOptions options_;
   Op op_;
   std::vector<bool> needs_;                   // by value id
+  std::unordered_map<int32_t, Value> casts_;  // value id -> the parameter it was cast from
   std::unordered_map<int32_t, Value> grads_;  // value id -> its gradient so far
   std::unordered_set<int32_t> written_;       // gradient slots already written in this Program
 };

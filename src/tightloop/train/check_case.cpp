@@ -139,10 +139,12 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
 
   for (const NanochatParameter& p : programs.parameters) {
     const ConstTensorView stored = weights.at(p.name, {DType::f32, p.shape});
-    for (int64_t i = 0; i < stored.elems(); ++i)
-      set_element(slots.view(p.name), i, get_element(stored, i));
+    const TensorView slot = slots.host(p.name);
+    for (int64_t i = 0; i < stored.elems(); ++i) set_element(slot, i, get_element(stored, i));
+    slots.push(p.name);
   }
-  init_rope_table(model, slots.view("rope_table"));
+  init_rope_table(model, slots.host("rope_table"));
+  slots.push("rope_table");
 
   const CaseTolerances& allowed = c.tolerances;
   // In a model of at most two layers the backout only scales what the last norm normalises again.
@@ -165,13 +167,15 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
                step, file_name, i, id, model.vocab_size);
         if (target && id >= 0) ++targets;
       }
-      std::memcpy(slots.view(slot).data, t.data, static_cast<size_t>(t.bytes()));
+      std::memcpy(slots.host(slot).data, t.data, static_cast<size_t>(t.bytes()));
+      slots.push(slot);
     }
-    set_element(slots.view(kLossScaleSlot), 0, 1.0 / static_cast<double>(targets));
+    set_element(slots.host(kLossScaleSlot), 0, 1.0 / static_cast<double>(targets));
+    slots.push(kLossScaleSlot);
 
     if (step == 0) {
       run_forward.run();
-      const TensorView got = slots.view("logits");
+      const TensorView got = slots.pull("logits");
       const int64_t V = model.vocab_size, Vp = model.padded_vocab();
       const ConstTensorView want =
           expected.at("step0.logits", {DType::f32, {batch[0], batch[1], V}});
@@ -181,7 +185,7 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
       report.quantities.push_back({"logits", d.largest / d.expected_largest, allowed.logits});
     }
     run_step.run();
-    const double loss = get_element(slots.view(kLossSlot), 0);
+    const double loss = get_element(slots.pull(kLossSlot), 0);
     const double want_loss = c.losses[static_cast<size_t>(step)];
     report.quantities.push_back({fmt::format("loss.step{}", step),
                                  std::abs(loss - want_loss) / std::abs(want_loss), allowed.loss});
@@ -189,7 +193,7 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
       for (const NanochatParameter& p : programs.parameters) {
         if (!compared(p.name)) continue;
         const ConstTensorView want = expected.at("step0.grad." + p.name, {DType::f32, p.shape});
-        const TensorView got = slots.view(grad_name(p.name));
+        const TensorView got = slots.pull(grad_name(p.name));
         const Difference d = compare(
             want.elems(), [&](int64_t i) { return get_element(got, i); },
             [&](int64_t i) { return get_element(want, i); });
@@ -203,9 +207,11 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
           g.group.kind == OptimizerKind::adamw
               ? adamw_hypers(g.group, g.group.lr, step + 1)
               : muon_hypers(g.group, g.group.lr, g.momentum, g.group.weight_decay);
-      const TensorView slot = slots.view(hyper_name(g.group.name));
+      const SlotId id = slots.table().get(hyper_name(g.group.name));
+      const TensorView slot = slots.host(id);
       for (size_t i = 0; i < values.size(); ++i)
         set_element(slot, static_cast<int64_t>(i), values[i]);
+      slots.push(id);
     }
     run_optimizer.run();
   }
@@ -214,7 +220,7 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
     if (!compared(p.name)) continue;
     const ConstTensorView want = expected.at("final." + p.name, {DType::f32, p.shape}),
                           start = weights.at(p.name);
-    const TensorView got = slots.view(p.name);
+    const TensorView got = slots.pull(p.name);
     const Difference d = compare(
         want.elems(), [&](int64_t i) { return get_element(got, i) - get_element(start, i); },
         [&](int64_t i) { return get_element(want, i) - get_element(start, i); });

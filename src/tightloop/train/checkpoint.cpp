@@ -23,15 +23,16 @@ std::string in(const std::string& folder, std::string_view file) {
 std::vector<NamedTensor> tensors_of(const SlotStore& slots, SlotRole role) {
   std::vector<NamedTensor> tensors;
   for (const Slot& slot : slots.table().all()) {
-    if (slot.role == role) tensors.push_back({slot.name, slots.view(slot.name)});
+    if (slot.role == role) tensors.push_back({slot.name, slots.pull(slot.name)});
   }
   return tensors;
 }
 
 void load_role(const std::string& path, const SlotStore& slots, SlotRole role) {
   const SafetensorsFile file(path);
-  for (const NamedTensor& want : tensors_of(slots, role)) {
-    const TensorView slot = slots.view(want.name);
+  for (const Slot& want : slots.table().all()) {
+    if (want.role != role) continue;
+    const TensorView slot = slots.host(want.name);
     const ConstTensorView stored = file.at(want.name);
     if (!(stored.shape() == slot.shape()))
       fail(ErrorKind::data, "{}: tensor '{}' has shape {}, expected {}", path, want.name,
@@ -41,6 +42,7 @@ void load_role(const std::string& path, const SlotStore& slots, SlotRole role) {
     } else {
       for (int64_t i = 0; i < slot.elems(); ++i) set_element(slot, i, get_element(stored, i));
     }
+    slots.push(want.name);
   }
 }
 

@@ -150,15 +150,16 @@ void declare_train_options(Options& o, TrainConfig& c) {
   o.add("allow-different-machine", "run.allow_different_machine", &c.allow_different_machine,
         "resume although the kernels or data differ from the checkpoint's");
   o.add_custom(
-      "device", "run.device", "", "cpu, or ref (float64 reference, slow)",
+      "device", "run.device", "", "cpu, cuda, or ref (float64 reference, slow)",
       [&c](const std::string& text) { c.device = parse_device(text); },
       [&c] { return std::string(name_of(c.device)); });
   o.add_custom(
-      "dtype", "run.dtype", "", "storage of the parameters: f32",
+      "dtype", "run.dtype", "",
+      "of products and activations: f32, or bf16 on cuda; parameters are f32",
       [&c](const std::string& text) {
         c.dtype = parse_dtype(text);
-        if (c.dtype != DType::f32)
-          fail(ErrorKind::unsupported, "training stores parameters as f32 on this device");
+        if (c.dtype != DType::f32 && c.dtype != DType::bf16)
+          fail(ErrorKind::usage, "--dtype {}: expected f32 or bf16", text);
       },
       [&c] { return std::string(name_of(c.dtype)); });
   o.add("threads", "run.threads", &c.threads, "", "CPU threads (not set: all cores)", {1, 4096});

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 
 #include <nlohmann/json.hpp>
@@ -31,17 +30,19 @@ std::optional<Evaluation> evaluate(Executable& program,
                                    const std::vector<int32_t>& byte_lengths,
                                    Batch& batch,
                                    const std::atomic<bool>& stop) {
-  const TensorView tokens = slots.view(kTokensSlot), targets = slots.view(kTargetsSlot);
-  const ConstTensorView losses = slots.view(kEvalLossSlot);
-  RowPacker packer(documents, tokens.shape()[1]);
+  const Shape rows = slots.view(kTokensSlot).shape();
+  RowPacker packer(documents, rows[1]);
   Evaluation e;
   e.has_floor = packer.has_floor();
   for (int64_t i = 0; i < batches; ++i) {
     if (stop.load(std::memory_order_relaxed)) return std::nullopt;
-    fill_batch(packer, tokens.shape()[0], batch);
-    std::memcpy(tokens.data, batch.tokens.data(), static_cast<size_t>(tokens.bytes()));
-    std::memcpy(targets.data, batch.targets.data(), static_cast<size_t>(targets.bytes()));
+    fill_batch(packer, rows[0], batch);
+    std::copy(batch.tokens.begin(), batch.tokens.end(), slots.host(kTokensSlot).as<int32_t>());
+    std::copy(batch.targets.begin(), batch.targets.end(), slots.host(kTargetsSlot).as<int32_t>());
+    slots.push(kTokensSlot);
+    slots.push(kTargetsSlot);
     program.run();
+    const ConstTensorView losses = slots.pull(kEvalLossSlot);
     for (size_t t = 0; t < batch.targets.size(); ++t) {
       const double loss = get_element(losses, static_cast<int64_t>(t));
       const int32_t length = byte_lengths[static_cast<size_t>(batch.targets[t])];
@@ -102,13 +103,15 @@ EvaluateResult evaluate_checkpoint(const EvaluateRequest& request) {
   const TrainPrograms programs =
       build_train_programs({.model = model,
                             .batch = request.batch,
-                            .rewrites = {"fused-qk-norm", "fused-relu2", "fused-rmsnorm"}},
+                            .rewrites = {"fused-qk-norm", "fused-relu2", "fused-rmsnorm"},
+                            .device = request.device},
                            {});
-  const SlotStore slots(programs.slots, Device::cpu);
+  const SlotStore slots(programs.slots, request.device);
   const Workspace workspace({&programs.evaluation.plan});
   Executable program(programs.evaluation.program, programs.evaluation.plan, slots, workspace);
   load_checkpoint_slots(request.checkpoint, slots, false);
-  init_rope_table(model, slots.view("rope_table"));
+  init_rope_table(model, slots.host("rope_table"));
+  slots.push("rope_table");
   Batch batch;
   const std::atomic<bool> stop{false};
   result.evaluation =

@@ -48,6 +48,7 @@ struct EvaluateRequest {
   std::optional<std::string> data;  // not given: what the run was trained on
   std::optional<int64_t> tokens;    // at most; not given: all
   int64_t batch = 8;
+  Device device = Device::cpu;
 };
 struct EvaluateResult {
   Evaluation evaluation;

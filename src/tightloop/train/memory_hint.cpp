@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include "tightloop/core/cuda_device.h"
+#include "tightloop/io/host_info.h"
+
 namespace tightloop {
 namespace {
 
@@ -18,6 +21,10 @@ int64_t last_that_fits(int64_t n, Fits&& fits) {
 }
 
 }  // namespace
+
+int64_t memory_available_on(Device device) {
+  return device == Device::cuda ? cuda::free_bytes() : memory_available_bytes();
+}
 
 std::string memory_hint(int64_t micro_batch,
                         int64_t depth,

@@ -4,7 +4,12 @@
 #include <functional>
 #include <string>
 
+#include "tightloop/core/exec.h"
+
 namespace tightloop {
+
+/// Memory that can still be taken for a device: the driver's count on cuda, else the system's.
+int64_t memory_available_on(Device device);
 
 /// Memory of a run's plan at a micro-batch and a depth, bytes. Grows with both.
 using PlannedBytes = std::function<int64_t(int64_t micro_batch, int64_t depth)>;

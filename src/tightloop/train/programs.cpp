@@ -33,7 +33,8 @@ PlannedProgram micro_step(const TrainProgramsSpec& spec,
                           bool accumulate) {
   Program program(accumulate ? "micro-step, later" : "micro-step, first", std::move(slots));
   Builder b(program, op_table());
-  const Value losses = nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot));
+  const Value losses =
+      nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot), spec.dtype);
   b.set_scope("loss");
   const Value loss = mul(b, sum(b, losses), b.slot(kLossScaleSlot));
   store(b, loss, b.slot(kLossSlot), accumulate);
@@ -45,13 +46,18 @@ PlannedProgram micro_step(const TrainProgramsSpec& spec,
 
 TrainPrograms build_train_programs(const TrainProgramsSpec& spec,
                                    const std::vector<ParameterGroup>& groups) {
+  if (spec.dtype != DType::f32 && spec.device == Device::cpu)
+    throw Error(ErrorKind::unsupported,
+                fmt::format("--dtype {} computes on cuda only", name_of(spec.dtype)))
+        .with_hint("use `--device cuda`, or leave --dtype out");
   auto slots = std::make_shared<SlotTable>();
   declare_slots(*slots, spec);
 
   Program evaluation("evaluation", slots);
   {
     Builder b(evaluation, op_table());
-    const Value losses = nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot));
+    const Value losses =
+        nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot), spec.dtype);
     store(b, losses, b.slot(kEvalLossSlot), false);
   }
   std::vector<std::string> judge = spec.rewrites;
@@ -78,7 +84,7 @@ PlannedProgram build_forward_program(const TrainProgramsSpec& spec,
                                      std::shared_ptr<SlotTable> slots) {
   Program program("forward", slots);
   Builder b(program, op_table());
-  const Value logits = nanochat_logits(b, spec.model, b.slot(kTokensSlot));
+  const Value logits = nanochat_logits(b, spec.model, b.slot(kTokensSlot), spec.dtype);
   slots->add_or_find({"logits", program.type(logits), SlotRole::output});
   store(b, logits, b.slot("logits"), false);
   return finish(std::move(program), spec, spec.rewrites);

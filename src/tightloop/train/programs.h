@@ -19,6 +19,7 @@ struct TrainProgramsSpec {
   std::vector<std::string> rewrites;
   RewriteOptions rewrite_options;
   Device device = Device::cpu;
+  DType dtype = DType::f32;  // of products and activations; parameters are f32
 
   int64_t sequence() const { return tokens > 0 ? tokens : model.sequence_len; }
 };

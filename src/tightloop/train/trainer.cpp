@@ -112,7 +112,7 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
     }
     const bool finished = step == N || result.reached_target;
     if (finished || (step > 0 && due(config.sample_every, step) && !resumed_here)) {
-      if (config.device == Device::cpu) observer.on_sample(step, "", sample_text());
+      if (config.device != Device::ref) observer.on_sample(step, "", sample_text());
     }
     const bool save_here = finished || (step > 0 && due(config.save_every, step) && !resumed_here);
     if (save_here && !resumed_here) save(step, observer);

@@ -152,7 +152,8 @@ TrainPrograms Trainer::Impl::build_programs(const NanochatConfig& model,
                                .batch = micro_batch,
                                .rewrites = config.enabled_rewrites(),
                                .rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes},
-                               .device = config.device},
+                               .device = config.device,
+                               .dtype = config.dtype},
                               groups);
 }
 
@@ -183,7 +184,7 @@ int64_t Trainer::Impl::planned_bytes(int64_t micro_batch, int64_t depth) const {
 }
 
 void Trainer::Impl::check_memory() const {
-  const int64_t available = memory_available_bytes();
+  const int64_t available = memory_available_on(config.device);
   if (plan.memory_bytes > available)
     fail_memory(fmt::format("{:.2f} GiB are free", static_cast<double>(available) / 0x1p30),
                 available);
@@ -233,7 +234,8 @@ void Trainer::Impl::allocate() {
                 .hypers = {}};
   for (const ParameterGroup& group : plan.groups)
     step_slots.hypers.push_back(table.get(hyper_name(group.name)));
-  init_rope_table(plan.model, slots->view("rope_table"));
+  init_rope_table(plan.model, slots->host("rope_table"));
+  slots->push("rope_table");
 }
 
 ValidationData Trainer::Impl::validation() const {

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/build_info.h"
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/model/nanochat_init.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/train/checkpoint.h"
@@ -28,7 +29,12 @@ OrderedJson Trainer::Impl::state_json(int64_t step) const {
 }
 
 std::string Trainer::Impl::kernels() const {
-  return fmt::format("{} {} {}", build_info().compiler, name_of(config.device), gemm_kernel_name());
+  if (config.device != Device::cuda)
+    return fmt::format("{} {} {}", build_info().compiler, name_of(config.device),
+                       gemm_kernel_name());
+  const cuda::DeviceInfo device = cuda::device_info();
+  return fmt::format("{} cuda {} sm_{}{} runtime {}", build_info().compiler, device.name,
+                     device.compute_major, device.compute_minor, device.runtime_version);
 }
 
 void Trainer::Impl::restore() {
@@ -61,14 +67,16 @@ void Trainer::Impl::restore() {
 }
 
 void Trainer::Impl::initialise() {
-  for (const NanochatParameter& p : programs->parameters)
-    init_parameter(p, static_cast<uint64_t>(config.seed), slots->view(p.name));
+  for (const NanochatParameter& p : programs->parameters) {
+    init_parameter(p, static_cast<uint64_t>(config.seed), slots->host(p.name));
+    slots->push(p.name);
+  }
 }
 
 void Trainer::Impl::expect_finite_state(int64_t step) const {
   for (const Slot& slot : slots->table().all()) {
     if (slot.role != SlotRole::parameter && slot.role != SlotRole::optimizer) continue;
-    const TensorView t = slots->view(slot.name);
+    const TensorView t = slots->pull(slot.name);
     for (int64_t i = 0; i < t.elems(); ++i) {
       const double x = t.dtype() == DType::f32 ? t.as<float>()[i] : get_element(t, i);
       if (std::isfinite(x)) continue;

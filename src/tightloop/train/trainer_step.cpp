@@ -50,29 +50,35 @@ std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
   const Clock::time_point start = Clock::now();
   const Batch& batch = loader.next();
   const int64_t B = config.device_batch_size, T = config.max_seq_len;
-  set_element(slots->view(step_slots.loss_scale), 0,
+  set_element(slots->host(step_slots.loss_scale), 0,
               1.0 / static_cast<double>(plan.transfer.batch));
+  slots->push(step_slots.loss_scale);
   for (int64_t m = 0; m < plan.micro_steps; ++m) {
     if (stop.load(std::memory_order_relaxed)) return std::nullopt;
     const int64_t rows = std::min(B, plan.rows_per_step - m * B);
     const int32_t* from_tokens = batch.tokens.data() + m * B * T;
     const int32_t* from_targets = batch.targets.data() + m * B * T;
-    int32_t* tokens = slots->view(step_slots.tokens).as<int32_t>();
-    int32_t* targets = slots->view(step_slots.targets).as<int32_t>();
+    int32_t* tokens = slots->host(step_slots.tokens).as<int32_t>();
+    int32_t* targets = slots->host(step_slots.targets).as<int32_t>();
     std::copy(from_tokens, from_tokens + rows * T, tokens);
     std::copy(from_targets, from_targets + rows * T, targets);
     // A partial last micro-batch is a full one whose surplus targets are ignored.
     std::fill(tokens + rows * T, tokens + B * T, 0);
     std::fill(targets + rows * T, targets + B * T, -1);
+    slots->push(step_slots.tokens);
+    slots->push(step_slots.targets);
     Executable& micro = m == 0 ? *first : *next;
     micro.run();
-    const double so_far = get_element(slots->view(step_slots.loss), 0);
+    // On cuda to look is to wait: once a step.
+    if (config.device == Device::cuda && m + 1 < plan.micro_steps) continue;
+    const double so_far = get_element(slots->pull(step_slots.loss), 0);
     if (!std::isfinite(so_far)) fail_non_finite(step, micro, so_far);
   }
   write_hypers(plan.groups, *schedule, step, [this](size_t group, std::span<const double> values) {
-    const TensorView slot = slots->view(step_slots.hypers[group]);
+    const TensorView slot = slots->host(step_slots.hypers[group]);
     for (size_t i = 0; i < values.size(); ++i)
       set_element(slot, static_cast<int64_t>(i), values[i]);
+    slots->push(step_slots.hypers[group]);
   });
   optimizer->run();
   cursor = batch.cursor;
@@ -80,13 +86,13 @@ std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
   StepRecord record;
   record.step = step;
   record.tokens = (step + 1) * plan.transfer.batch;
-  record.loss = get_element(slots->view(step_slots.loss), 0);
+  record.loss = get_element(slots->host(step_slots.loss), 0);
   record.lr_multiplier = static_cast<float>(schedule->lr_multiplier(step));
   record.weight_decay =
       static_cast<float>(plan.transfer.weight_decay * schedule->weight_decay_multiplier(step));
   record.momentum = static_cast<float>(schedule->muon_momentum(step));
   record.grad_norm =
-      static_cast<float>(std::sqrt(get_element(slots->view(step_slots.grad_sum_squares), 0)));
+      static_cast<float>(std::sqrt(get_element(slots->pull(step_slots.grad_sum_squares), 0)));
   record.flags = process_steps < kUncountedSteps ? 1 : 0;
   ++process_steps;
   record.dt_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
@@ -114,7 +120,12 @@ std::optional<EvalReport> Trainer::Impl::evaluate_now(int64_t step, const std::a
 
 std::string Trainer::Impl::sample_text() {
   const int64_t positions = std::max<int64_t>(2, std::min<int64_t>(config.max_seq_len, 192));
-  Decoder decoder(plan.model, DType::f32, positions, slots.get());
+  const bool here = config.device == Device::cpu;  // weights that the decoder can read in place
+  Decoder decoder(plan.model, DType::f32, positions, here ? slots.get() : nullptr);
+  if (!here) {
+    for (const NanochatParameter& p : programs->parameters)
+      decoder.set_parameter(p.name, slots->pull(p.name));
+  }
   const std::vector<int32_t> prompt{train_documents.bos};
   std::string text;
   std::optional<int32_t> previous;

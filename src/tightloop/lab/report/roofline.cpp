@@ -12,6 +12,7 @@
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/lab/report/svg.h"
+#include "tightloop/train/memory_hint.h"
 #include "tightloop/train/timing_state.h"
 
 namespace tightloop {
@@ -168,11 +169,11 @@ StepProfile profile_step(const std::vector<ProfiledArm>& arms,
   const Device device = plans[0]->device;
   int64_t bytes = 0;
   for (const MemoryLine& line : memory_table(*table, device, plans)) bytes += line.bytes;
-  if (bytes > memory_available_bytes())
-    throw Error(ErrorKind::oom,
-                fmt::format("the profile needs {}, {} are free",
-                            human_bytes_text(static_cast<double>(bytes)),
-                            human_bytes_text(static_cast<double>(memory_available_bytes()))))
+  const int64_t available = memory_available_on(device);
+  if (bytes > available)
+    throw Error(ErrorKind::oom, fmt::format("the profile needs {}, {} are free",
+                                            human_bytes_text(static_cast<double>(bytes)),
+                                            human_bytes_text(static_cast<double>(available))))
         .with_hint("use a smaller --device-batch-size or --depth");
 
   Ceilings ceilings = measure_ceilings(0.8);

@@ -8,8 +8,10 @@ namespace tightloop {
 /// Looks up rows of a table: y[n] = table[tokens[n]].
 /// Shapes: tokens (...); table (V, C); y (..., C).
 /// Types:  tokens i32; table f32 or bf16; y f32, on cuda also bf16; all floats float64 on the
-/// reference device. Memory: moves one row of the table and of y per token. Errors: Error{shape,
-/// dtype}; Error{data} for a token outside 0..V-1, whose row of y is NaN on cuda.
+///         reference device.
+/// Memory: moves one row of the table and of y per token.
+/// Errors: Error{shape, dtype}; Error{data} for a token outside 0..V-1, whose row of y is NaN on
+///         cuda.
 struct EmbeddingFwd {
   ConstTensorView tokens, table;
   TensorView y;
@@ -17,6 +19,7 @@ struct EmbeddingFwd {
 void embedding_fwd(const Exec& exec, const EmbeddingFwd& args);
 
 /// Backward: dtable[v] (+)= sum over tokens[n] = v, in the order of n, of dy[n].
+/// Types:  dy as y; dtable f32.
 /// `accumulate` false overwrites the whole table: rows without a token become 0.
 /// Memory: the positions are sorted by token in scratch: V + 1 + tokens ints; on cuda some 2 ints a
 ///         token and a row for every 32.
