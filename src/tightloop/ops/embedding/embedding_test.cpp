@@ -66,6 +66,73 @@ TEST(EmbeddingBwd, SameBitsForAnyThreadCountAndOverwritesEverything) {
   EXPECT_EQ(one[kWidth], 0.0f);
 }
 
+/// Fills a Program of a lookup and its backward, runs it, and returns y and dtable.
+std::vector<double> on_device(Device device, DType dtype) {
+  constexpr int64_t kTokens{1300}, kVocab{300}, kWidth{20};
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"tokens", {DType::i32, {kTokens}}, SlotRole::input});
+  slots->add({"table", {dtype, {kVocab, kWidth}}, SlotRole::parameter});
+  slots->add({"dy", {dtype, {kTokens, kWidth}}, SlotRole::input});
+  slots->add({"dtable", {DType::f32, {kVocab, kWidth}}, SlotRole::gradient});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value y = embedding(b, b.slot("tokens"), b.slot("table"), dtype);
+  for (const bool accumulate : {false, true})
+    b.emit("embedding_bwd", {b.slot("tokens"), b.slot("dy")}, {{"accumulate", accumulate}},
+           {b.slot("dtable")});
+  program.validate();
+  Interpreter run(program, device);
+  Rng rng(8, 0);
+  for (int64_t n = 0; n < kTokens; ++n) {  // a third of them are one token
+    const auto token = static_cast<int32_t>(n % 3 == 0 ? 7 : rng.below(kVocab));
+    run.slot("tokens").as<int32_t>()[n] = token;
+  }
+  for (const char* name : {"table", "dy", "dtable"}) {
+    const TensorView t = run.slot(name);
+    for (int64_t i = 0; i < t.elems(); ++i)
+      run.set(t, i, static_cast<double>(to_float(to_bf16(static_cast<float>(rng.normal())))));
+  }
+  run.run();
+  std::vector<double> values;
+  for (const TensorView& t : {run.view(y), run.slot("dtable")})
+    for (int64_t i = 0; i < t.elems(); ++i) values.push_back(run.get(t, i));
+  return values;
+}
+
+TEST(Embedding, CudaMatchesRefInBothTypesAndRepeatsItsBits) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::vector<double> ref = on_device(Device::ref, dtype);
+    const std::vector<double> cuda = on_device(Device::cuda, dtype);
+    for (size_t i = 0; i < ref.size(); ++i)
+      ASSERT_NEAR(cuda[i], ref[i], 1e-4 * (1 + std::abs(ref[i]))) << name_of(dtype) << " " << i;
+    EXPECT_EQ(cuda, on_device(Device::cuda, dtype));
+  }
+}
+
+// Nothing may wait to look at tokens there: a wrong one shows in y and touches no other memory.
+TEST(Embedding, ATokenOutsideTheTableIsNanOnCuda) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"tokens", {DType::i32, {4}}, SlotRole::input});
+  slots->add({"table", {DType::f32, {5, 3}}, SlotRole::parameter});
+  slots->add({"dtable", {DType::f32, {5, 3}}, SlotRole::gradient});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value y = embedding(b, b.slot("tokens"), b.slot("table"));
+  b.emit("embedding_bwd", {b.slot("tokens"), y}, {{"accumulate", false}}, {b.slot("dtable")});
+  program.validate();
+  Interpreter run(program, Device::cuda);
+  const int32_t tokens[] = {4, -1, 5, 0};
+  std::copy(tokens, tokens + 4, run.slot("tokens").as<int32_t>());
+  for (int64_t i = 0; i < 15; ++i) run.set(run.slot("table"), i, 1.0);
+  run.run();
+  for (int64_t i = 0; i < 12; ++i)
+    EXPECT_EQ(std::isnan(run.get(run.view(y), i)), i / 3 == 1 || i / 3 == 2) << i;
+  for (int64_t i = 0; i < 15; ++i)
+    EXPECT_EQ(run.get(run.slot("dtable"), i), i / 3 == 0 || i / 3 == 4 ? 1.0 : 0.0) << i;
+}
+
 TEST(Embedding, RefusesATokenOutsideTheTable) {
   for (const int32_t bad : {-1, 5}) {
     const std::vector<int32_t> tokens{0, 4, bad};
