@@ -1,7 +1,9 @@
 #include "tightloop/ops/relu2/relu2.h"
 
 #include "tightloop/core/threads.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/simd.h"
+#include "tightloop/ops/relu2/relu2_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -34,12 +36,14 @@ void bwd_ref(const double* dy, const double* x, double* dx, int64_t n) {
 }
 
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
-  expect_dtype("relu2", "x", t.input(0), DType::f32);
+  expect_float("relu2", "x", t.input(0));
   return {t.input(0)};
 }
 
 void run_fwd(const Exec& exec, const OpCall& c) {
   const int64_t n = c.outputs[0].elems();
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(relu2_fwd_cuda(exec, c.inputs[0], c.outputs[0]));
   if (exec.device == Device::ref)
     return fwd_ref(c.inputs[0].as<double>(), c.outputs[0].as<double>(), n);
   const float* x = c.inputs[0].as<float>();
@@ -57,14 +61,16 @@ void vjp(VjpContext& ctx) {
 }
 
 std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
-  expect_dtype("relu2_bwd", "dy", t.input(0), DType::f32);
-  expect_dtype("relu2_bwd", "x", t.input(1), DType::f32);
+  expect_float("relu2_bwd", "dy", t.input(0));
+  expect_dtype("relu2_bwd", "x", t.input(1), t.input(0).dtype);
   expect_shape("relu2_bwd", "x", t.input(1), t.input(0).shape);
   return {t.input(0)};
 }
 
 void run_bwd(const Exec& exec, const OpCall& c) {
   const int64_t n = c.outputs[0].elems();
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(relu2_bwd_cuda(exec, c.inputs[0], c.inputs[1], c.outputs[0]));
   if (exec.device == Device::ref)
     return bwd_ref(c.inputs[0].as<double>(), c.inputs[1].as<double>(), c.outputs[0].as<double>(),
                    n);
