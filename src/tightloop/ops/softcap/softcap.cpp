@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "tightloop/core/threads.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/simd.h"
+#include "tightloop/ops/softcap/softcap_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -40,7 +42,7 @@ void expect_cap(std::string_view op, const Attrs& attrs) {
 }
 
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
-  expect_dtype("softcap", "x", t.input(0), DType::f32);
+  expect_float("softcap", "x", t.input(0));
   expect_cap("softcap", attrs);
   return {t.input(0)};
 }
@@ -48,6 +50,8 @@ std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
 void run_fwd(const Exec& exec, const OpCall& c) {
   const int64_t n = c.outputs[0].elems();
   const double cap = c.attrs.number("cap");
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(softcap_fwd_cuda(exec, c.inputs[0], c.outputs[0], cap));
   if (exec.device == Device::ref)
     return fwd_ref(c.inputs[0].as<double>(), c.outputs[0].as<double>(), n, cap);
   const float* x = c.inputs[0].as<float>();
@@ -67,8 +71,8 @@ void vjp(VjpContext& ctx) {
 }
 
 std::vector<Type> infer_bwd(const OpTypes& t, const Attrs& attrs) {
-  expect_dtype("softcap_bwd", "dy", t.input(0), DType::f32);
-  expect_dtype("softcap_bwd", "y", t.input(1), DType::f32);
+  expect_float("softcap_bwd", "dy", t.input(0));
+  expect_dtype("softcap_bwd", "y", t.input(1), t.input(0).dtype);
   expect_shape("softcap_bwd", "y", t.input(1), t.input(0).shape);
   expect_cap("softcap_bwd", attrs);
   return {t.input(0)};
@@ -77,6 +81,8 @@ std::vector<Type> infer_bwd(const OpTypes& t, const Attrs& attrs) {
 void run_bwd(const Exec& exec, const OpCall& c) {
   const int64_t n = c.outputs[0].elems();
   const double cap = c.attrs.number("cap");
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(softcap_bwd_cuda(exec, c.inputs[0], c.inputs[1], c.outputs[0], cap));
   if (exec.device == Device::ref)
     return bwd_ref(c.inputs[0].as<double>(), c.inputs[1].as<double>(), c.outputs[0].as<double>(), n,
                    cap);
