@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "tightloop/core/threads.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/simd.h"
+#include "tightloop/ops/swiglu/swiglu_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -45,14 +47,16 @@ void bwd_ref(
 }
 
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
-  expect_dtype("swiglu", "gate", t.input(0), DType::f32);
-  expect_dtype("swiglu", "up", t.input(1), DType::f32);
+  expect_float("swiglu", "gate", t.input(0));
+  expect_dtype("swiglu", "up", t.input(1), t.input(0).dtype);
   expect_shape("swiglu", "up", t.input(1), t.input(0).shape);
   return {t.input(0)};
 }
 
 void run_fwd(const Exec& exec, const OpCall& c) {
   const int64_t n = c.outputs[0].elems();
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(swiglu_fwd_cuda(exec, c.inputs[0], c.inputs[1], c.outputs[0]));
   if (exec.device == Device::ref)
     return fwd_ref(c.inputs[0].as<double>(), c.inputs[1].as<double>(), c.outputs[0].as<double>(),
                    n);
@@ -78,9 +82,9 @@ void vjp(VjpContext& ctx) {
 
 std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
   const Type& dy = t.input(0);
-  expect_dtype("swiglu_bwd", "dy", dy, DType::f32);
-  expect_dtype("swiglu_bwd", "gate", t.input(1), DType::f32);
-  expect_dtype("swiglu_bwd", "up", t.input(2), DType::f32);
+  expect_float("swiglu_bwd", "dy", dy);
+  expect_dtype("swiglu_bwd", "gate", t.input(1), dy.dtype);
+  expect_dtype("swiglu_bwd", "up", t.input(2), dy.dtype);
   expect_shape("swiglu_bwd", "gate", t.input(1), dy.shape);
   expect_shape("swiglu_bwd", "up", t.input(2), dy.shape);
   return {dy, dy};
@@ -88,6 +92,9 @@ std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
 
 void run_bwd(const Exec& exec, const OpCall& c) {
   const int64_t n = c.outputs[0].elems();
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(
+        swiglu_bwd_cuda(exec, c.inputs[0], c.inputs[1], c.inputs[2], c.outputs[0], c.outputs[1]));
   if (exec.device == Device::ref)
     return bwd_ref(c.inputs[0].as<double>(), c.inputs[1].as<double>(), c.inputs[2].as<double>(),
                    c.outputs[0].as<double>(), c.outputs[1].as<double>(), n);
