@@ -1,15 +1,18 @@
 #include "tightloop/ops/scaled_add/scaled_add.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/scaled_add/scaled_add_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void scaled_add_fwd(const Exec& exec, const ScaledAddFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(scaled_add_fwd_cuda(exec, args));
   exec.device == Device::ref ? scaled_add_fwd_ref(args) : scaled_add_fwd_cpu(args);
 }
 
 void scaled_add_bwd(const Exec& exec, const ScaledAddBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(scaled_add_bwd_cuda(exec, args));
   if (exec.device == Device::ref) return scaled_add_bwd_ref(args);
   scaled_add_bwd_cpu(args, reinterpret_cast<double*>(exec.scratch.data()));
 }
@@ -24,9 +27,9 @@ namespace {
 // scaled_add: inputs (x, z, a?, b?) -> (y). Attributes ca, cb, ia, ib.
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   const Type& x = t.input(0);
-  expect_dtype("scaled_add", "x", x, DType::f32);
+  expect_float("scaled_add", "x", x);
   expect_shape("scaled_add", "z", t.input(1), x.shape);
-  expect_dtype("scaled_add", "z", t.input(1), DType::f32);
+  expect_dtype("scaled_add", "z", t.input(1), x.dtype);
   if (t.has_input(2)) expect_factor("scaled_add", "a", t.input(2), "ia", attrs.integer("ia"));
   if (t.has_input(3)) expect_factor("scaled_add", "b", t.input(3), "ib", attrs.integer("ib"));
   return {x};
@@ -67,10 +70,13 @@ void vjp(VjpContext& ctx) {
 // is, z when db is.
 std::vector<Type> infer_bwd(const OpTypes& t, const Attrs& attrs) {
   const Type& dy = t.input(0);
-  expect_dtype("scaled_add_bwd", "dy", dy, DType::f32);
+  expect_float("scaled_add_bwd", "dy", dy);
   for (const size_t side : {size_t{0}, size_t{1}}) {
     const std::string_view tensor = side == 0 ? "x" : "z", vector = side == 0 ? "a" : "b";
-    if (t.has_input(1 + side)) expect_shape("scaled_add_bwd", tensor, t.input(1 + side), dy.shape);
+    if (t.has_input(1 + side)) {
+      expect_shape("scaled_add_bwd", tensor, t.input(1 + side), dy.shape);
+      expect_dtype("scaled_add_bwd", tensor, t.input(1 + side), dy.dtype);
+    }
     if (t.has_input(3 + side))
       expect_factor("scaled_add_bwd", vector, t.input(3 + side), side == 0 ? "ia" : "ib",
                     attrs.integer(side == 0 ? "ia" : "ib"));
@@ -103,6 +109,10 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
   return t.has_update(0) || t.has_update(1) ? 2 * kScaledAddBlocks * int64_t{sizeof(double)} : 0;
 }
 
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs&) {
+  return t.has_update(0) || t.has_update(1) ? 2 * kScaledAddCudaBlocks * int64_t{sizeof(float)} : 0;
+}
+
 Cost cost_bwd(const OpTypes& t, const Attrs&) {
   const int64_t bytes = t.input(0).bytes(), sums = t.has_update(0) + t.has_update(1);
   return {(1 + sums) * bytes, 2 * bytes, (2 + 2 * sums) * t.input(0).elems()};
@@ -117,7 +127,8 @@ const OpEntry kEntries[] = {
      run_fwd},
     {{.name = "scaled_add_bwd", .infer = infer_bwd, .cost = cost_bwd, .inplace = {{0, 0}}},
      run_bwd,
-     scratch_bwd},
+     scratch_bwd,
+     scratch_bwd_cuda},
 };
 
 }  // namespace
