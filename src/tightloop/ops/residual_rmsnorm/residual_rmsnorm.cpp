@@ -1,15 +1,18 @@
 #include "tightloop/ops/residual_rmsnorm/residual_rmsnorm.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/residual_rmsnorm/residual_rmsnorm_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void residual_rmsnorm_fwd(const Exec& exec, const ResidualRmsnormFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(residual_rmsnorm_fwd_cuda(exec, args));
   exec.device == Device::ref ? residual_rmsnorm_fwd_ref(args) : residual_rmsnorm_fwd_cpu(args);
 }
 
 void residual_rmsnorm_bwd(const Exec& exec, const ResidualRmsnormBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(residual_rmsnorm_bwd_cuda(exec, args));
   if (exec.device == Device::ref) return residual_rmsnorm_bwd_ref(args);
   residual_rmsnorm_bwd_cpu(args, reinterpret_cast<double*>(exec.scratch.data()));
 }
@@ -67,7 +70,7 @@ std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   constexpr std::string_view kOp = "residual_rmsnorm";
   const Type& x = t.input(0);
   const Layout at(attrs);
-  expect_dtype(kOp, "x", x, DType::f32);
+  expect_float(kOp, "x", x);
   if (x.shape.rank() == 0) fail(ErrorKind::shape, "{}: x is a scalar, expected (..., cols)", kOp);
   if (t.has_input(1) != at.has_add || t.has_input(2) != at.has_scale)
     fail(ErrorKind::shape, "{}: y is {}, has_add {}; z is {}, has_scale {}", kOp,
@@ -78,7 +81,7 @@ std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   if (t.has_input(3)) expect_factor(kOp, "a", t.input(3), "ia", attrs.integer("ia"));
   if (t.has_input(4)) expect_factor(kOp, "b", t.input(4), "ib", attrs.integer("ib"));
   std::vector<Type> out(at.h() + 1, x);
-  out.push_back({DType::f32, {x.shape.rows()}});
+  out.push_back({statistics_dtype(x.dtype), {x.shape.rows()}});
   return out;
 }
 
@@ -152,7 +155,7 @@ void vjp(VjpContext& ctx) {
 std::vector<Type> infer_bwd(const OpTypes& t, const Attrs& attrs) {
   constexpr std::string_view kOp = "residual_rmsnorm_bwd";
   const Type& dh = t.input(0);
-  expect_dtype(kOp, "dh", dh, DType::f32);
+  expect_float(kOp, "dh", dh);
   expect_same(kOp, "h", t.input(1), dh);
   expect_shape(kOp, "rstd", t.input(2), {dh.shape.rows()});
   if (t.has_input(3)) expect_same(kOp, "dt_in", t.input(3), dh);
@@ -199,6 +202,11 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
   return 2 * kResidualRmsnormBlocks * int64_t{sizeof(double)};
 }
 
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs&) {
+  if (!t.has_update(0) && !t.has_update(1)) return 0;
+  return 2 * t.input(0).shape.rows() * int64_t{sizeof(float)};
+}
+
 Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
   const int64_t bytes = t.input(0).bytes(), elems = t.input(0).elems();
   const int64_t has_scale = attrs.flag("has_scale"), da = t.has_update(0), db = t.has_update(1);
@@ -219,7 +227,8 @@ const OpEntry kEntries[] = {
       .cost = cost_bwd,
       .inplace = {{0, 0}, {0, 3}, {1, 8}}},
      run_bwd,
-     scratch_bwd},
+     scratch_bwd,
+     scratch_bwd_cuda},
 };
 
 }  // namespace

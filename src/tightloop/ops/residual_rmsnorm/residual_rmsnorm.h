@@ -11,8 +11,10 @@ namespace tightloop {
 ///   h = scale * t * rstd,   rstd[r] = 1 / sqrt(mean_c(t[r,c]^2) + eps).
 /// Shapes: x, y, z, s, t, h (..., cols); a (La), b (Lb); rstd (rows). y, z, a, b may be empty; s is
 ///         stored when there are both y and z, t when there is either.
-/// Types:  f32 with f32 sums in a fixed order; float64 on the reference device. s, t, h and rstd
-///         have the bits that add, scaled_add and rmsnorm one after the other give.
+/// Types:  f32 (on cuda also bf16; a, b and rstd f32 always) with f32 sums in a fixed order;
+/// float64
+///         on the reference device. On the CPU s, t, h and rstd have the bits that add, scaled_add
+///         and rmsnorm one after the other give; on cuda each reads what the one before stored.
 /// Memory: s may alias x or y, t may alias x, y or z. Each row is read once and written once.
 /// Errors: Error{shape, dtype}.
 struct ResidualRmsnormFwd {
@@ -30,7 +32,8 @@ void residual_rmsnorm_fwd(const Exec& exec, const ResidualRmsnormFwd& args);
 /// without, ds = dt. (dx = dy = ds.)
 /// dt_in and dz_in may be empty (0); s is given with da, z with db; dz is empty without scaling.
 /// Memory: ds may alias dh, h or dt_in; dz may alias dz_in.
-/// Types: da and db are summed in float64 over 64 fixed row blocks in scratch.
+/// Types: da and db are summed in float64 over 64 fixed row blocks in scratch; on cuda rows are
+///        summed in f32 and then all of them in float64.
 struct ResidualRmsnormBwd {
   ConstTensorView dh, h, rstd, dt_in, s, z, a, b, dz_in;
   TensorView ds, dz, da, db;

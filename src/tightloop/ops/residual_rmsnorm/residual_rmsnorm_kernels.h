@@ -11,5 +11,8 @@ void residual_rmsnorm_bwd_ref(const ResidualRmsnormBwd& args);
 void residual_rmsnorm_fwd_cpu(const ResidualRmsnormFwd& args);
 /// scratch: 2 * kResidualRmsnormBlocks doubles when da or db is given.
 void residual_rmsnorm_bwd_cpu(const ResidualRmsnormBwd& args, double* scratch);
+void residual_rmsnorm_fwd_cuda(const Exec& exec, const ResidualRmsnormFwd& args);
+/// exec.scratch: 2 floats a row when da or db is given.
+void residual_rmsnorm_bwd_cuda(const Exec& exec, const ResidualRmsnormBwd& args);
 
 }  // namespace tightloop
