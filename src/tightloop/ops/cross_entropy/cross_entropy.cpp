@@ -1,17 +1,20 @@
 #include "tightloop/ops/cross_entropy/cross_entropy.h"
 
 #include "tightloop/ops/common/ce_checks.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/cross_entropy/cross_entropy_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void cross_entropy_fwd(const Exec& exec, const CrossEntropyFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(cross_entropy_fwd_cuda(exec, args));
   check_targets("cross_entropy", args.targets, args.vocab, args.ignore_index);
   exec.device == Device::ref ? cross_entropy_fwd_ref(args) : cross_entropy_fwd_cpu(args);
 }
 
 void cross_entropy_bwd(const Exec& exec, const CrossEntropyBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(cross_entropy_bwd_cuda(exec, args));
   check_targets("cross_entropy_bwd", args.targets, args.vocab, args.ignore_index);
   exec.device == Device::ref ? cross_entropy_bwd_ref(args) : cross_entropy_bwd_cpu(args);
 }
@@ -29,7 +32,7 @@ namespace {
 // cross_entropy: inputs (logits, targets, weights?) -> (loss, lse). Attributes vocab, ignore_index.
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   const Type &logits = t.input(0), &targets = t.input(1);
-  expect_dtype("cross_entropy", "logits", logits, DType::f32);
+  expect_float("cross_entropy", "logits", logits);
   if (logits.shape.rank() < 1)
     fail(ErrorKind::shape, "cross_entropy: logits is a scalar, expected (..., vocab)");
   expect_vocab("cross_entropy", attrs.integer("vocab"), logits.shape.cols());
@@ -63,7 +66,7 @@ Cost cost_fwd(const OpTypes& t, const Attrs& attrs) {
   const int64_t weights = t.has_input(2) ? t.input(2).bytes() : 0;
   // One comparison, one exponential (counted as one) and two additions per logit.
   return {read + t.input(1).bytes() + weights, t.outputs[0].bytes() + t.outputs[1].bytes(),
-          read / int64_t{sizeof(float)} * 4};
+          read / size_of(t.input(0).dtype) * 4};
 }
 
 void vjp(VjpContext& ctx) {
@@ -81,7 +84,7 @@ void vjp(VjpContext& ctx) {
 // cross_entropy_bwd: inputs (dloss, logits, targets, lse, weights?) -> (dlogits).
 std::vector<Type> infer_bwd(const OpTypes& t, const Attrs& attrs) {
   const Type& logits = t.input(1);
-  expect_dtype("cross_entropy_bwd", "logits", logits, DType::f32);
+  expect_float("cross_entropy_bwd", "logits", logits);
   expect_vocab("cross_entropy_bwd", attrs.integer("vocab"), logits.shape.cols());
   const Shape rows = rows_shape(logits.shape);
   expect_shape("cross_entropy_bwd", "dloss", t.input(0), rows);
@@ -107,7 +110,7 @@ Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
   const int64_t read = valid_bytes(t.input(1), attrs);
   const int64_t rows = t.input(0).bytes() + t.input(2).bytes() + t.input(3).bytes() +
                        (t.has_input(4) ? t.input(4).bytes() : 0);
-  return {read + rows, t.outputs[0].bytes(), read / int64_t{sizeof(float)} * 3};
+  return {read + rows, t.outputs[0].bytes(), read / size_of(t.input(1).dtype) * 3};
 }
 
 const OpEntry kEntries[] = {

@@ -9,10 +9,12 @@ namespace tightloop {
 ///   loss[n] = weights[n] * (lse[n] - logits[n, targets[n]]),  0 where targets[n] = ignore_index.
 /// Shapes: logits (..., Vp), columns from vocab on are padding and never read; targets, weights
 ///         (empty for 1), loss, lse (...).
-/// Types:  f32 (float64 on the reference device); targets i32; sums in f32 in a fixed order.
+/// Types:  f32, on cuda logits and dlogits also bf16 (float64 on the reference device); targets
+/// i32;
+///         sums in f32 in a fixed order.
 /// Memory: moves the logits once; a row is read a second time while it is in cache.
 /// Errors: Error{shape, dtype}; Error{data} for a target that is neither ignore_index nor
-/// 0..vocab-1.
+///         0..vocab-1; on cuda, where nobody looks, it makes its loss NaN.
 struct CrossEntropyFwd {
   ConstTensorView logits, targets, weights;
   TensorView loss, lse;
