@@ -3,22 +3,36 @@
 #include <algorithm>
 
 #include "tightloop/ops/common/ce_checks.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/linear_cross_entropy/linear_cross_entropy_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void linear_cross_entropy_fwd(const Exec& exec, const LinearCrossEntropyFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(linear_cross_entropy_fwd_cuda(exec, args));
   check_targets("linear_cross_entropy", args.targets, args.vocab, args.ignore_index);
   if (exec.device == Device::ref) return linear_cross_entropy_fwd_ref(args);
   linear_cross_entropy_fwd_cpu(args, exec.scratch);
 }
 
 void linear_cross_entropy_grad(const Exec& exec, const LinearCrossEntropyGrad& args) {
+  if (exec.device == Device::cuda)
+    return TL_CUDA_KERNEL(linear_cross_entropy_grad_cuda(exec, args));
   check_targets("linear_cross_entropy_grad", args.targets, args.vocab, args.ignore_index);
   if (exec.device == Device::ref) return linear_cross_entropy_grad_ref(args);
   linear_cross_entropy_grad_cpu(args, exec.scratch);
 }
+
+LinearCrossEntropyCudaScratch::LinearCrossEntropyCudaScratch(LinearCrossEntropyPass pass,
+                                                             const Type& x,
+                                                             const Type& w,
+                                                             int64_t chunk_rows)
+    : chunk(std::min(chunk_rows, x.shape.rows())),
+      logits(pass == LinearCrossEntropyPass::forward ? DType::f32 : x.dtype),
+      ld((w.shape[0] + 7) / 8 * 8),
+      logits_bytes((chunk * ld * size_of(logits) + 255) / 256 * 256),
+      w_bytes(w.dtype == x.dtype ? 0 : w.elems() * size_of(x.dtype)) {}
 
 int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t padded_vocab, int64_t budget_bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, padded_vocab) * int64_t{sizeof(float)};
@@ -50,7 +64,7 @@ Shape expect_operands(std::string_view op,
                       size_t weights_index,
                       const Attrs& attrs) {
   const Type &x = t.input(0), &w = t.input(1), &targets = t.input(2);
-  expect_dtype(op, "x", x, DType::f32);
+  expect_float(op, "x", x);
   expect_rank(op, "w", w, 2);
   if (w.dtype != DType::f32 && w.dtype != DType::bf16)
     fail(ErrorKind::dtype, "{}: w is {}, expected f32 or bf16", op, name_of(w.dtype));
@@ -97,6 +111,12 @@ void run_fwd(const Exec& exec, const OpCall& c) {
 int64_t scratch_fwd(const OpTypes& t, const Attrs& attrs) {
   return linear_cross_entropy_scratch_bytes(LinearCrossEntropyPass::forward, t.input(0), t.input(1),
                                             attrs.integer("chunk_rows"));
+}
+
+int64_t scratch_fwd_cuda(const OpTypes& t, const Attrs& attrs) {
+  return LinearCrossEntropyCudaScratch(LinearCrossEntropyPass::forward, t.input(0), t.input(1),
+                                       attrs.integer("chunk_rows"))
+      .bytes();
 }
 
 /// FLOPs of one of the three matrix products.
@@ -165,6 +185,12 @@ int64_t scratch_grad(const OpTypes& t, const Attrs& attrs) {
                                             t.input(1), attrs.integer("chunk_rows"));
 }
 
+int64_t scratch_grad_cuda(const OpTypes& t, const Attrs& attrs) {
+  return LinearCrossEntropyCudaScratch(LinearCrossEntropyPass::gradient, t.input(0), t.input(1),
+                                       attrs.integer("chunk_rows"))
+      .bytes();
+}
+
 Cost cost_grad(const OpTypes& t, const Attrs& attrs) {
   Cost cost = cost_fwd(t, attrs);
   cost.flops = (t.has_update(0) ? 3 : 2) * product_flops(t);
@@ -178,13 +204,15 @@ Cost cost_grad(const OpTypes& t, const Attrs& attrs) {
 const OpEntry kEntries[] = {
     {{.name = "linear_cross_entropy", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd},
      run_fwd,
-     scratch_fwd},
+     scratch_fwd,
+     scratch_fwd_cuda},
     {{.name = "linear_cross_entropy_grad",
       .infer = infer_grad,
       .cost = cost_grad,
       .inplace = {{2, 0}}},
      run_grad,
-     scratch_grad},
+     scratch_grad,
+     scratch_grad_cuda},
 };
 
 }  // namespace

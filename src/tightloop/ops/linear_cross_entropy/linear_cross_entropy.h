@@ -11,12 +11,15 @@ namespace tightloop {
 ///   cross_entropy.
 /// Shapes: x (..., C); w (Vp, C), rows from vocab on are padding; targets, weights (empty for 1),
 ///         loss, lse (...).
-/// Types:  x, loss, lse f32; w f32 or bf16; targets i32; sums in f32; float64 on the reference
-///         device. For equal logits, loss and lse have the bits of softcap and cross_entropy.
-/// Memory: scratch of chunk_rows * Vp floats, and the matrix product's.
+/// Types:  x (on cuda also bf16), loss, lse f32; w f32 or bf16; targets i32; sums in f32; float64
+/// on
+///         the reference device. On the CPU, for equal logits, loss and lse have the bits of
+///         softcap and cross_entropy.
+/// Memory: scratch of chunk_rows * Vp floats, and the matrix product's; on cuda also of w, when it
+///         and x have different types.
 /// Order:  same bits for any number of threads.
 /// Errors: Error{shape, dtype}; Error{data} for a target that is neither ignore_index nor
-///         0..vocab-1.
+///         0..vocab-1; on cuda, where nobody looks, it makes its loss NaN.
 struct LinearCrossEntropyFwd {
   ConstTensorView x, w, targets, weights;
   TensorView loss, lse;
@@ -30,6 +33,8 @@ void linear_cross_entropy_fwd(const Exec& exec, const LinearCrossEntropyFwd& arg
 /// The same, with the gradient in the same sweep: each chunk's logits are overwritten by their own
 /// gradient, from which dx = dlogits W and dw (+)= dlogits^T x follow before the next chunk.
 /// Shapes: dloss (...): the gradient of the loss per row; dx as x; dw f32 (Vp, C), may be empty.
+/// Types:  on cuda with x in bf16, the logits are rounded to bf16 and so is their gradient (the
+///         forward operation keeps f32 logits).
 /// Memory: dx may alias x. Scratch as above: one buffer serves logits and gradient.
 /// Order:  dw sums over the chunks in their order.
 struct LinearCrossEntropyGrad {

@@ -18,4 +18,25 @@ int64_t linear_cross_entropy_scratch_bytes(LinearCrossEntropyPass pass,
                                            const Type& w,
                                            int64_t chunk_rows);
 
+/// exec.scratch: LinearCrossEntropyCudaScratch.
+void linear_cross_entropy_fwd_cuda(const Exec& exec, const LinearCrossEntropyFwd& args);
+void linear_cross_entropy_grad_cuda(const Exec& exec, const LinearCrossEntropyGrad& args);
+
+/// On cuda: one chunk's logits, then w converted to the type of x where it has another.
+/// Of bf16 operands the logits of the gradient pass are bf16, because the products that follow take
+/// their gradient in bf16 and in the same place, at 6 bytes of traffic a logit and not 10; those of
+/// the forward pass, which evaluations use, are f32.
+struct LinearCrossEntropyCudaScratch {
+  int64_t chunk;  // rows
+  DType logits;
+  int64_t ld;  // rows of logits start at multiples of 16 bytes
+  int64_t logits_bytes, w_bytes;
+
+  LinearCrossEntropyCudaScratch(LinearCrossEntropyPass pass,
+                                const Type& x,
+                                const Type& w,
+                                int64_t chunk_rows);
+  int64_t bytes() const { return logits_bytes + w_bytes; }
+};
+
 }  // namespace tightloop

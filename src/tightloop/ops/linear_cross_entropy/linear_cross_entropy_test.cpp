@@ -4,6 +4,7 @@
 
 #include "tightloop/core/threads.h"
 #include "tightloop/ops/common/op_testing.h"
+#include "tightloop/ops/linear_cross_entropy/linear_cross_entropy_kernels.h"
 
 namespace tightloop {
 namespace {
@@ -174,19 +175,81 @@ TEST(LinearCrossEntropyGrad, AccumulateAddsToWhatIsThere) {
 
 // The claim of the operation: one chunk of logits, whatever the rows.
 TEST(LinearCrossEntropy, ScratchFollowsTheChunkNotTheRows) {
-  const auto scratch = [](std::string_view op, int64_t rows, int64_t chunk_rows) {
+  const auto scratch = [](Device device, std::string_view op, int64_t rows, int64_t chunk_rows) {
     const Type x{DType::f32, {rows, 768}}, w{DType::f32, {32768, 768}}, r{DType::f32, {rows}};
     const OpTypes types{
         .inputs = {x, w, Type{DType::i32, {rows}}, r}, .updates = {w}, .outputs = {}};
-    return op_entry(op).scratch(types, {{"chunk_rows", chunk_rows}});
+    return op_entry(op).scratch_bytes(device, types, {{"chunk_rows", chunk_rows}});
   };
   for (const std::string_view op : {"linear_cross_entropy", "linear_cross_entropy_grad"}) {
-    const int64_t small = scratch(op, 2048, 128), large = scratch(op, 2048, 512);
-    EXPECT_EQ(scratch(op, 4096, 128), small);
+    const int64_t small = scratch(Device::cpu, op, 2048, 128);
+    const int64_t large = scratch(Device::cpu, op, 2048, 512);
+    EXPECT_EQ(scratch(Device::cpu, op, 4096, 128), small);
     EXPECT_GE(small, 128 * 32768 * 4);
     // Besides the logits there is only what the matrix products need.
     EXPECT_LT(large - 512 * 32768 * 4, 64 << 20);
     EXPECT_LT(small, large);
+    EXPECT_EQ(scratch(Device::cuda, op, 2048, 128), 128 * 32768 * 4);
+    EXPECT_EQ(scratch(Device::cuda, op, 4096, 128), 128 * 32768 * 4);
+  }
+}
+
+TEST(LinearCrossEntropyCuda, ScratchOfBf16OperandsAndOfUnequalTypes) {
+  constexpr auto kForward = LinearCrossEntropyPass::forward;
+  constexpr auto kGradient = LinearCrossEntropyPass::gradient;
+  const Type x{DType::bf16, {100, 12}}, w{DType::bf16, {50, 12}}, w32{DType::f32, {50, 12}};
+  const auto bytes = [&](LinearCrossEntropyPass pass, const Type& weight) {
+    return LinearCrossEntropyCudaScratch(pass, x, weight, 16).bytes();
+  };
+  EXPECT_EQ(bytes(kForward, w), 16 * 56 * 4);   // f32 logits in rows of 56
+  EXPECT_EQ(bytes(kGradient, w), 16 * 56 * 2);  // bf16 logits
+  EXPECT_EQ(bytes(kGradient, w32), 16 * 56 * 2 + 50 * 12 * 2);
+}
+
+// What check_op cannot run, as the CPU has no bf16 activations.
+TEST(LinearCrossEntropyCuda, Bf16MatchesRef) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (const DType w_dtype : {DType::bf16, DType::f32}) {
+    for (const double cap : {0.0, 5.0}) {
+      SCOPED_TRACE(fmt::format("w {} cap {}", name_of(w_dtype), cap));
+      const testing::TestProgram test{
+          .slots = {{"x", {DType::bf16, {37, 64}}, SlotRole::input},
+                    {"w", {w_dtype, {264, 64}}, SlotRole::input, 0.25},
+                    {"targets", {DType::i32, {37}}, SlotRole::input, 1.0, 251},
+                    {"dloss", {DType::f32, {37}}, SlotRole::input},
+                    {"dw", {DType::f32, {264, 64}}, SlotRole::gradient}},
+          .build = {}};
+      auto slots = std::make_shared<SlotTable>();
+      for (const testing::TestSlot& s : test.slots) slots->add({s.name, s.type, s.role});
+      Program program("p", slots);
+      Builder b(program, op_table());
+      Attrs attrs{{"vocab", int64_t{251}},
+                  {"ignore_index", int64_t{0}},
+                  {"cap", cap},
+                  {"chunk_rows", int64_t{16}}};
+      const std::vector<Value> inputs{b.slot("x"), b.slot("w"), b.slot("targets")};
+      const auto with = [&](std::vector<Value> more) {
+        more.insert(more.begin(), inputs.begin(), inputs.end());
+        return more;
+      };
+      const std::vector<Value> forward = b.emit("linear_cross_entropy", with({Value{}}), attrs);
+      attrs.set("accumulate", true);
+      const std::vector<Value> gradient = b.emit(
+          "linear_cross_entropy_grad", with({b.slot("dloss"), Value{}}), attrs, {b.slot("dw")});
+
+      Interpreter run(program, Device::cuda), ref(program, Device::ref);
+      fill_slots(run, test, 5), fill_slots(ref, test, 5);
+      run.run(), ref.run();
+      const auto error = [&](Value v) {
+        return testing::scaled_error(run, run.view(v), ref, ref.view(v));
+      };
+      // f32 logits; only w may have been rounded to bf16.
+      const double rounded = w_dtype == DType::f32 ? 4e-3 : 1e-5;
+      EXPECT_LE(error(forward[0]), rounded);
+      EXPECT_LE(error(forward[1]), rounded);
+      for (const Value v : gradient) EXPECT_LE(error(v), 2e-2);
+      EXPECT_LE(testing::scaled_error(run, run.slot("dw"), ref, ref.slot("dw")), 2e-2);
+    }
   }
 }
 
