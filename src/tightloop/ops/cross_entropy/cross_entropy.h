@@ -7,10 +7,9 @@ namespace tightloop {
 
 /// Cross-entropy per row:  lse[n] = log(sum over c < vocab of exp(logits[n,c])),
 ///   loss[n] = weights[n] * (lse[n] - logits[n, targets[n]]),  0 where targets[n] = ignore_index.
-/// Shapes: logits (..., Vp), columns from vocab on are padding and never read; targets, weights
+/// Shapes: logits (..., Vp), columns from vocab on are padding of any value; targets, weights
 ///         (empty for 1), loss, lse (...).
-/// Types:  f32, on cuda logits and dlogits also bf16 (float64 on the reference device); targets
-/// i32;
+/// Types:  f32, on cuda logits and dlogits also bf16; float64 on the reference device; targets i32;
 ///         sums in f32 in a fixed order.
 /// Memory: moves the logits once; a row is read a second time while it is in cache.
 /// Errors: Error{shape, dtype}; Error{data} for a target that is neither ignore_index nor

@@ -11,10 +11,9 @@ namespace tightloop {
 ///   cross_entropy.
 /// Shapes: x (..., C); w (Vp, C), rows from vocab on are padding; targets, weights (empty for 1),
 ///         loss, lse (...).
-/// Types:  x (on cuda also bf16), loss, lse f32; w f32 or bf16; targets i32; sums in f32; float64
-/// on
-///         the reference device. On the CPU, for equal logits, loss and lse have the bits of
-///         softcap and cross_entropy.
+/// Types:  x f32, on cuda also bf16; loss, lse f32; w f32 or bf16; targets i32; sums in f32;
+///         float64 on the reference device. On the CPU, for equal logits, loss and lse have the
+///         bits of softcap and cross_entropy.
 /// Memory: scratch of chunk_rows * Vp floats, and the matrix product's; on cuda also of w, when it
 ///         and x have different types.
 /// Order:  same bits for any number of threads.

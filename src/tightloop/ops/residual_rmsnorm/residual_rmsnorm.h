@@ -12,9 +12,9 @@ namespace tightloop {
 /// Shapes: x, y, z, s, t, h (..., cols); a (La), b (Lb); rstd (rows). y, z, a, b may be empty; s is
 ///         stored when there are both y and z, t when there is either.
 /// Types:  f32 (on cuda also bf16; a, b and rstd f32 always) with f32 sums in a fixed order;
-/// float64
-///         on the reference device. On the CPU s, t, h and rstd have the bits that add, scaled_add
-///         and rmsnorm one after the other give; on cuda each reads what the one before stored.
+///         float64 on the reference device. On the CPU s, t, h and rstd have the bits that add,
+///         scaled_add and rmsnorm one after the other give; on cuda each reads what the one before
+///         stored.
 /// Memory: s may alias x or y, t may alias x, y or z. Each row is read once and written once.
 /// Errors: Error{shape, dtype}.
 struct ResidualRmsnormFwd {
