@@ -3,17 +3,20 @@
 #include <algorithm>
 
 #include "tightloop/ops/attention/attention_kernels.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void attention_fwd(const Exec& exec, const AttentionFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(attention_fwd_cuda(exec, args));
   exec.device == Device::ref
       ? attention_fwd_ref(args)
       : attention_fwd_cpu(args, attention_detail::native_kernels(), exec.scratch);
 }
 
 void attention_bwd(const Exec& exec, const AttentionBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
   exec.device == Device::ref
       ? attention_bwd_ref(args)
       : attention_bwd_cpu(args, attention_detail::native_kernels(), exec.scratch);
@@ -35,9 +38,9 @@ void expect_operands(
     std::string_view op, const Type& q, const Type& k, const Type& v, const Attrs& attrs) {
   expect_rank(op, "q", q, 4);
   expect_rank(op, "k", k, 4);
-  expect_dtype(op, "q", q, DType::f32);
-  expect_dtype(op, "k", k, DType::f32);
-  expect_dtype(op, "v", v, DType::f32);
+  expect_float(op, "q", q);
+  expect_dtype(op, "k", k, q.dtype);
+  expect_dtype(op, "v", v, q.dtype);
   const int64_t heads = q.shape[2], kv_heads = k.shape[2];
   expect_shape(op, "k", k, {q.shape[0], q.shape[1], kv_heads, q.shape[3]});
   expect_shape(op, "v", v, k.shape);
@@ -63,7 +66,7 @@ int64_t product_flops(const Shape& q, const Attrs& attrs) {
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   const Type& q = t.input(0);
   expect_operands("attention", q, t.input(1), t.input(2), attrs);
-  return {q, {DType::f32, {q.shape[0], q.shape[2], q.shape[1]}}};
+  return {q, {statistics_dtype(q.dtype), {q.shape[0], q.shape[2], q.shape[1]}}};
 }
 
 void run_fwd(const Exec& exec, const OpCall& c) {
@@ -105,11 +108,11 @@ std::vector<Type> infer_bwd(const OpTypes& t, const Attrs& attrs) {
   const Type& q = t.input(1);
   expect_operands("attention_bwd", q, t.input(2), t.input(3), attrs);
   expect_shape("attention_bwd", "do", t.input(0), q.shape);
-  expect_dtype("attention_bwd", "do", t.input(0), DType::f32);
+  expect_dtype("attention_bwd", "do", t.input(0), q.dtype);
   expect_shape("attention_bwd", "o", t.input(4), q.shape);
-  expect_dtype("attention_bwd", "o", t.input(4), DType::f32);
+  expect_dtype("attention_bwd", "o", t.input(4), q.dtype);
   expect_shape("attention_bwd", "lse", t.input(5), {q.shape[0], q.shape[2], q.shape[1]});
-  expect_dtype("attention_bwd", "lse", t.input(5), DType::f32);
+  expect_dtype("attention_bwd", "lse", t.input(5), statistics_dtype(q.dtype));
   return {q, t.input(2), t.input(3)};
 }
 
@@ -132,6 +135,10 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
                                      attention_detail::native_kernels());
 }
 
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs&) {
+  return t.input(1).shape.rows() * int64_t{sizeof(float)};
+}
+
 // Five products: scores again, do·v, dq, dk, dv.
 Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
   const int64_t q_bytes = t.input(1).bytes(), k_bytes = t.input(2).bytes();
@@ -141,7 +148,10 @@ Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
 
 const OpEntry kEntries[] = {
     {{.name = "attention", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd}, run_fwd, scratch_fwd},
-    {{.name = "attention_bwd", .infer = infer_bwd, .cost = cost_bwd}, run_bwd, scratch_bwd},
+    {{.name = "attention_bwd", .infer = infer_bwd, .cost = cost_bwd},
+     run_bwd,
+     scratch_bwd,
+     scratch_bwd_cuda},
 };
 
 }  // namespace

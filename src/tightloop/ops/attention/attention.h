@@ -10,7 +10,8 @@ namespace tightloop {
 ///   e^(s[i,j]-lse[i]) v[j].
 /// Query head h reads key/value head h / (H / Hkv).
 /// Shapes: q, o (B, T, H, D); k, v (B, T, Hkv, D), Hkv divides H; lse (B, H, T).
-/// Types:  f32, sums in f32; float64 on the reference device.
+/// Types:  f32, sums in f32; float64 on the reference device; on cuda also bf16, with f32 sums and
+///         lse, weights rounded to bf16 before they meet v, and D at most 256.
 /// Memory: no T x T matrix: blocks of scores, a running maximum and a running sum per row.
 /// Order:  the split into blocks follows the shapes alone: the same bits for any thread count.
 /// Errors: Error{shape, dtype}; Error{usage} for a negative window or a scale that is not positive.

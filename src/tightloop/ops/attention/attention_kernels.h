@@ -20,4 +20,8 @@ void attention_bwd_cpu(const AttentionBwd& args,
 int64_t attention_fwd_scratch_bytes(const Shape& q, const Shape& k, const AttentionTiles& tiles);
 int64_t attention_bwd_scratch_bytes(const Shape& q, const Shape& k, const AttentionTiles& tiles);
 
+void attention_fwd_cuda(const Exec& exec, const AttentionFwd& args);
+/// exec.scratch: B * T * H floats.
+void attention_bwd_cuda(const Exec& exec, const AttentionBwd& args);
+
 }  // namespace tightloop
