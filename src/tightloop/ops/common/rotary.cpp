@@ -7,7 +7,7 @@ void expect_rotary(std::string_view op,
                    const Type& table,
                    const std::optional<Type>& pos) {
   expect_rank(op, "x", x, 4);
-  expect_dtype(op, "x", x, DType::f32);
+  expect_float(op, "x", x);
   expect_rank(op, "table", table, 2);
   expect_dtype(op, "table", table, DType::f32);
   if (x.shape[3] % 2 != 0)

@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "tightloop/core/threads.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/rotary.h"
+#include "tightloop/ops/rope/rope_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -71,6 +73,7 @@ const OpEntry kEntries[] = {
 }  // namespace
 
 void rope_run(const Exec& exec, const Rope& a) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(rope_cuda(exec, a));
   const int64_t pos = rotary_position("rope", a.pos, a.table, a.x.shape()[1]);
   exec.device == Device::ref ? rotate_all<double>(a, pos) : rotate_all<float>(a, pos);
 }

@@ -8,9 +8,9 @@ namespace tightloop {
 /// Rotary position embedding, halves paired: with a = x[..., j], b = x[..., D/2 + j] and the angle
 /// of row pos + t, y = (a cos + b sin, -a sin + b cos). `inverse` flips the sign of sin.
 /// Shapes: x, y (B, T, H, D), D even; table (S, D) from fill_rope_table; pos i32 scalar, empty for
-/// 0. Types:  f32; float64 on the reference device. Memory: y may alias x. Errors: Error{shape,
-/// dtype}; Error{usage} when pos + T rows are not in the table. Source: Su et al. 2021,
-/// arXiv:2104.09864.
+/// 0. Types: f32 (on cuda x and y also bf16); float64 on the reference device. Memory: y may alias
+/// x. Errors: Error{shape, dtype}; Error{usage} when pos + T rows are not in the table (unseen on
+/// cuda: its last row then serves). Source: Su et al. 2021, arXiv:2104.09864.
 struct Rope {
   ConstTensorView x, table, pos;
   TensorView y;
