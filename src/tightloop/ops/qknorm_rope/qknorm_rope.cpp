@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include "tightloop/core/threads.h"
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/common/rotary.h"
 #include "tightloop/ops/common/row.h"
+#include "tightloop/ops/qknorm_rope/qknorm_rope_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -121,7 +123,7 @@ std::optional<Type> optional_input(const OpTypes& t, size_t i) {
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs&) {
   const Type& x = t.input(0);
   expect_rotary("qknorm_rope", x, t.input(1), optional_input(t, 2));
-  return {x, {x.dtype, {x.shape.rows()}}};
+  return {x, {statistics_dtype(x.dtype), {x.shape.rows()}}};
 }
 
 void run_fwd(const Exec& exec, const OpCall& c) {
@@ -135,7 +137,7 @@ void run_fwd(const Exec& exec, const OpCall& c) {
 }
 
 int64_t table_bytes(const Type& x) {
-  return x.shape[1] * x.shape[3] * size_of(x.dtype);
+  return x.shape[1] * x.shape[3] * int64_t{sizeof(float)};
 }
 
 Cost cost_fwd(const OpTypes& t, const Attrs&) {
@@ -160,9 +162,9 @@ std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
   const Type& dy = t.input(0);
   expect_rotary("qknorm_rope_bwd", dy, t.input(3), optional_input(t, 4));
   expect_shape("qknorm_rope_bwd", "y", t.input(1), dy.shape);
-  expect_dtype("qknorm_rope_bwd", "y", t.input(1), DType::f32);
+  expect_dtype("qknorm_rope_bwd", "y", t.input(1), dy.dtype);
   expect_shape("qknorm_rope_bwd", "rstd", t.input(2), {dy.shape.rows()});
-  expect_dtype("qknorm_rope_bwd", "rstd", t.input(2), DType::f32);
+  expect_dtype("qknorm_rope_bwd", "rstd", t.input(2), statistics_dtype(dy.dtype));
   return {dy};
 }
 
@@ -191,11 +193,13 @@ const OpEntry kEntries[] = {
 }  // namespace
 
 void qknorm_rope_fwd(const Exec& exec, const QknormRopeFwd& a) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(qknorm_rope_fwd_cuda(exec, a));
   const int64_t pos = rotary_position("qknorm_rope", a.pos, a.table, a.x.shape()[1]);
   exec.device == Device::ref ? fwd_all<double>(a, pos) : fwd_all<float>(a, pos);
 }
 
 void qknorm_rope_bwd(const Exec& exec, const QknormRopeBwd& a) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(qknorm_rope_bwd_cuda(exec, a));
   const int64_t pos = rotary_position("qknorm_rope_bwd", a.pos, a.table, a.dy.shape()[1]);
   exec.device == Device::ref ? bwd_all<double>(a, pos) : bwd_all<float>(a, pos);
 }

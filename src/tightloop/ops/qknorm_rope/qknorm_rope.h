@@ -8,8 +8,9 @@ namespace tightloop {
 /// Rotary embedding, then RMS normalisation of each head, in one pass:
 ///   r = rope(x),   rstd = 1 / sqrt(mean_d(r^2) + eps),   y = scale * r * rstd.
 /// Shapes: x, y (B, T, H, D), D even; table (S, D) as for rope; pos i32 scalar, empty for 0; rstd
-/// (B*T*H). Types: f32, sums in f32; float64 on the reference device. Memory: y may alias x.
-/// Errors: Error{shape, dtype}; Error{usage} when pos + T rows are not in the table.
+/// (B*T*H). Types: f32 (on cuda x and y also bf16), sums and rstd f32; float64 on the reference
+/// device. Memory: y may alias x. Errors: Error{shape, dtype}; Error{usage} when pos + T rows are
+/// not in the table (unseen on cuda: its last row then serves).
 /// Source: nanochat's query/key norm; arXiv:2104.09864, arXiv:1910.07467.
 struct QknormRopeFwd {
   ConstTensorView x, table, pos;
