@@ -2,21 +2,25 @@
 
 #include <cstring>
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/smear/smear_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void smear_fwd(const Exec& exec, const SmearFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(smear_fwd_cuda(exec, args, {}, {}));
   exec.device == Device::ref ? smear_fwd_ref(args, nullptr) : smear_fwd_cpu(args, nullptr);
 }
 
 void smear_bwd(const Exec& exec, const SmearBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(smear_bwd_cuda(exec, args));
   if (exec.device == Device::ref) return smear_bwd_ref(args);
   smear_bwd_cpu(args, reinterpret_cast<double*>(exec.scratch.data()));
 }
 
 void smear_cached(const Exec& exec, const SmearCached& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(smear_cached_cuda(exec, args));
   const int32_t pos = *args.pos.as<int32_t>();
   if (pos < 0) fail(ErrorKind::data, "smear_cached: pos is {}, expected 0 or more", pos);
   const SmearFwd fwd{.x = args.x, .w = args.w, .lambda = args.lambda, .y = args.y};
@@ -44,10 +48,10 @@ Value smear_cached(Builder& b, Value x, Value w, Value lambda, Value pos, Value 
 namespace {
 
 void expect_operands(std::string_view op, const Type& x, const Type& w, const Type& lambda) {
-  expect_dtype(op, "x", x, DType::f32);
+  expect_float(op, "x", x);
   expect_rank(op, "x", x, 3);
   expect_rank(op, "w", w, 2);
-  expect_dtype(op, "w", w, DType::f32);
+  expect_float(op, "w", w);
   if (w.shape[0] != 1 || w.shape[1] > x.shape[2])
     fail(ErrorKind::shape, "{}: w has shape {}, expected (1, m) with m up to {}", op,
          to_string(w.shape), x.shape[2]);
@@ -88,6 +92,7 @@ std::vector<Type> infer_bwd(const OpTypes& t, const Attrs&) {
   const Type& x = t.input(1);
   expect_operands("smear_bwd", x, t.input(2), t.input(3));
   expect_shape("smear_bwd", "dy", t.input(0), x.shape);
+  expect_dtype("smear_bwd", "dy", t.input(0), x.dtype);
   if (t.has_update(0)) expect_shape("smear_bwd", "dw", t.update(0), t.input(2).shape);
   if (t.has_update(1)) expect_shape("smear_bwd", "dlambda", t.update(1), {1});
   return {x};
@@ -108,6 +113,11 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
   return kSmearBlocks * (t.input(2).elems() + 1) * int64_t{sizeof(double)};
 }
 
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs& attrs) {
+  const int64_t sums = scratch_bwd(t, attrs);
+  return sums == 0 ? 0 : sums + t.input(1).shape.rows() * 2 * int64_t{sizeof(float)};
+}
+
 Cost cost_bwd(const OpTypes& t, const Attrs&) {
   const Type& x = t.input(1);
   return {2 * x.bytes(), x.bytes(), 5 * x.elems()};
@@ -120,7 +130,7 @@ std::vector<Type> infer_cached(const OpTypes& t, const Attrs&) {
   expect_shape("smear_cached", "pos", t.input(3), {});
   expect_dtype("smear_cached", "pos", t.input(3), DType::i32);
   expect_shape("smear_cached", "prev", t.update(0), {x.shape[0], x.shape[2]});
-  expect_dtype("smear_cached", "prev", t.update(0), DType::f32);
+  expect_dtype("smear_cached", "prev", t.update(0), x.dtype);
   return {x};
 }
 
@@ -140,7 +150,10 @@ Cost cost_cached(const OpTypes& t, const Attrs& attrs) {
 
 const OpEntry kEntries[] = {
     {{.name = "smear", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd}, run_fwd},
-    {{.name = "smear_bwd", .infer = infer_bwd, .cost = cost_bwd}, run_bwd, scratch_bwd},
+    {{.name = "smear_bwd", .infer = infer_bwd, .cost = cost_bwd},
+     run_bwd,
+     scratch_bwd,
+     scratch_bwd_cuda},
     {{.name = "smear_cached", .infer = infer_cached, .cost = cost_cached}, run_cached},
 };
 

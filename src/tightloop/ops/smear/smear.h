@@ -9,7 +9,8 @@ namespace tightloop {
 ///   y[b,t] = x[b,t] + gate[b,t] * x[b,t-1],   gate[b,t] = lambda * sigmoid(w . x[b,t,0:m]),  t >=
 ///   1; y[b,0] = x[b,0]. The right side uses x, never y.
 /// Shapes: x, y (B, T, C); w (1, m), m <= C; lambda (1).
-/// Types:  f32; float64 on the reference device. Memory: y must not alias x. Moves 2 * elements.
+/// Types:  f32; float64 on the reference device; on cuda x and y, and w on its own, also bf16.
+/// Memory: y must not alias x. Moves 2 * elements.
 /// Errors: Error{shape, dtype}.
 struct SmearFwd {
   ConstTensorView x, w, lambda;
