@@ -1,21 +1,26 @@
 #include "tightloop/ops/head_gate/head_gate.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/head_gate/head_gate_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void head_gate_fwd(const Exec& exec, const HeadGateFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(head_gate_fwd_cuda(exec, args));
   exec.device == Device::ref ? head_gate_fwd_ref(args) : head_gate_fwd_cpu(args);
 }
 void head_gate_bwd(const Exec& exec, const HeadGateBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(head_gate_bwd_cuda(exec, args));
   if (exec.device == Device::ref) return head_gate_bwd_ref(args);
   head_gate_bwd_cpu(args, reinterpret_cast<float*>(exec.scratch.data()));
 }
 void gated_add_fwd(const Exec& exec, const GatedAddFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(gated_add_fwd_cuda(exec, args));
   exec.device == Device::ref ? gated_add_fwd_ref(args) : gated_add_fwd_cpu(args);
 }
 void gated_add_bwd(const Exec& exec, const GatedAddBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(gated_add_bwd_cuda(exec, args));
   exec.device == Device::ref ? gated_add_bwd_ref(args) : gated_add_bwd_cpu(args);
 }
 
@@ -35,9 +40,9 @@ Shape drop_last(const Shape& shape) {
 }
 
 void expect_gate(std::string_view op, const Type& h, const Type& w, const Attrs& attrs) {
-  expect_dtype(op, "h", h, DType::f32);
+  expect_float(op, "h", h);
   expect_rank(op, "w", w, 2);
-  expect_dtype(op, "w", w, DType::f32);
+  expect_float(op, "w", w);
   if (h.shape.rank() < 1 || w.shape.cols() > h.shape.cols())
     fail(ErrorKind::shape, "{}: w has {} columns, but h has shape {}", op, w.shape.cols(),
          to_string(h.shape));
@@ -48,7 +53,7 @@ void expect_gate(std::string_view op, const Type& h, const Type& w, const Attrs&
 std::vector<Type> infer_gate(const OpTypes& t, const Attrs& attrs) {
   const Type &h = t.input(0), &w = t.input(1);
   expect_gate("head_gate", h, w, attrs);
-  return {{DType::f32, h.shape.with_cols(w.shape[0])}};
+  return {{statistics_dtype(h.dtype), h.shape.with_cols(w.shape[0])}};
 }
 
 void run_gate(const Exec& exec, const OpCall& c) {
@@ -58,9 +63,9 @@ void run_gate(const Exec& exec, const OpCall& c) {
 }
 
 Cost cost_gate(const OpTypes& t, const Attrs&) {
-  const Type& w = t.input(1);
-  const int64_t rows = t.input(0).shape.rows();
-  return {rows * w.shape.cols() * int64_t{sizeof(float)} + w.bytes(), t.outputs[0].bytes(),
+  const Type &h = t.input(0), &w = t.input(1);
+  const int64_t rows = h.shape.rows();
+  return {rows * w.shape.cols() * size_of(h.dtype) + w.bytes(), t.outputs[0].bytes(),
           2 * rows * w.elems()};
 }
 
@@ -86,7 +91,10 @@ std::vector<Type> infer_gate_bwd(const OpTypes& t, const Attrs& attrs) {
   const Shape g = h.shape.with_cols(w.shape[0]);
   expect_shape("head_gate_bwd", "dg", t.input(0), g);
   expect_shape("head_gate_bwd", "g", t.input(1), g);
-  if (t.has_input(4)) expect_shape("head_gate_bwd", "dh_in", t.input(4), h.shape);
+  if (t.has_input(4)) {
+    expect_shape("head_gate_bwd", "dh_in", t.input(4), h.shape);
+    expect_dtype("head_gate_bwd", "dh_in", t.input(4), h.dtype);
+  }
   if (t.has_update(0)) expect_shape("head_gate_bwd", "dw", t.update(0), w.shape);
   return {h};
 }
@@ -108,7 +116,7 @@ int64_t scratch_gate_bwd(const OpTypes& t, const Attrs&) {
 
 Cost cost_gate_bwd(const OpTypes& t, const Attrs&) {
   const Type &h = t.input(2), &w = t.input(3);
-  const int64_t touched = h.shape.rows() * w.shape.cols() * int64_t{sizeof(float)};
+  const int64_t touched = h.shape.rows() * w.shape.cols() * size_of(h.dtype);
   const int64_t dw = t.has_update(0) ? w.bytes() : 0;
   // With dh_in, dh is updated in place; without, all of it is written.
   const int64_t dh_read = t.has_input(4) ? touched : 0;
@@ -120,14 +128,14 @@ Cost cost_gate_bwd(const OpTypes& t, const Attrs&) {
 // gated_add: inputs (v, g, u) -> (y).
 std::vector<Type> infer_add(const OpTypes& t, const Attrs&) {
   const Type& v = t.input(0);
-  expect_dtype("gated_add", "v", v, DType::f32);
+  expect_float("gated_add", "v", v);
   if (v.shape.rank() < 2)
     fail(ErrorKind::shape, "gated_add: v has shape {}, expected (..., heads, D)",
          to_string(v.shape));
   expect_shape("gated_add", "g", t.input(1), drop_last(v.shape));
-  expect_dtype("gated_add", "g", t.input(1), DType::f32);
+  expect_dtype("gated_add", "g", t.input(1), statistics_dtype(v.dtype));
   expect_shape("gated_add", "u", t.input(2), v.shape);
-  expect_dtype("gated_add", "u", t.input(2), DType::f32);
+  expect_dtype("gated_add", "u", t.input(2), v.dtype);
   return {v};
 }
 
@@ -160,6 +168,7 @@ std::vector<Type> infer_add_bwd(const OpTypes& t, const Attrs&) {
          to_string(dy.shape));
   expect_shape("gated_add_bwd", "g", t.input(1), drop_last(dy.shape));
   expect_shape("gated_add_bwd", "u", t.input(2), dy.shape);
+  expect_dtype("gated_add_bwd", "u", t.input(2), dy.dtype);
   return {t.input(1), dy};
 }
 
@@ -178,6 +187,7 @@ const OpEntry kEntries[] = {
     {{.name = "head_gate", .infer = infer_gate, .vjp = vjp_gate, .cost = cost_gate}, run_gate},
     {{.name = "head_gate_bwd", .infer = infer_gate_bwd, .cost = cost_gate_bwd, .inplace = {{0, 4}}},
      run_gate_bwd,
+     scratch_gate_bwd,
      scratch_gate_bwd},
     {{.name = "gated_add",
       .infer = infer_add,

@@ -8,7 +8,8 @@ namespace tightloop {
 /// One gate per token and key/value head from the first m channels of h:
 ///   g[n,j] = kappa * sigmoid(sum over c < m of w[j,c] * h[n,c]).
 /// Shapes: h (..., C); w (Hkv, m), m <= C; g (..., Hkv).
-/// Types:  f32; float64 on the reference device. Memory: reads m channels of each row.
+/// Types:  f32; float64 on the reference device; on cuda h and w may each be bf16, gates are f32.
+/// Memory: reads m channels of each row.
 /// Errors: Error{shape, dtype}; Error{usage} when kappa is 0.
 struct HeadGateFwd {
   ConstTensorView h, w;
@@ -29,7 +30,8 @@ struct HeadGateBwd {
 void head_gate_bwd(const Exec& exec, const HeadGateBwd& args);
 
 /// y[n,j,:] = v[n,j,:] + g[n,j] * u[n,j,:].
-/// Shapes: v, u, y (..., Hkv, D); g (..., Hkv). Memory: y may alias v or u.
+/// Shapes: v, u, y (..., Hkv, D); g (..., Hkv). Types: as head_gate, with v, u and y alike. Memory:
+/// y may alias v or u.
 struct GatedAddFwd {
   ConstTensorView v, g, u;
   TensorView y;

@@ -15,5 +15,10 @@ void head_gate_fwd_cpu(const HeadGateFwd& args);
 void head_gate_bwd_cpu(const HeadGateBwd& args, float* scratch);
 void gated_add_fwd_cpu(const GatedAddFwd& args);
 void gated_add_bwd_cpu(const GatedAddBwd& args);
+void head_gate_fwd_cuda(const Exec& exec, const HeadGateFwd& args);
+/// exec.scratch: as on the CPU.
+void head_gate_bwd_cuda(const Exec& exec, const HeadGateBwd& args);
+void gated_add_fwd_cuda(const Exec& exec, const GatedAddFwd& args);
+void gated_add_bwd_cuda(const Exec& exec, const GatedAddBwd& args);
 
 }  // namespace tightloop
