@@ -94,23 +94,46 @@ std::set<int64_t> unstable_seeds(const std::vector<LedgerRow>& rows,
 
 using Pairs = std::vector<std::pair<const LedgerRow*, const LedgerRow*>>;
 
+/// The values of the pairs that have both.
+struct PairedValues {
+  std::vector<double> reference, candidate;
+
+  std::vector<double> differences() const {
+    std::vector<double> d(reference.size());
+    for (size_t i = 0; i < d.size(); ++i) d[i] = candidate[i] - reference[i];
+    return d;
+  }
+};
+
 template <typename Value>
-std::vector<double> differences(const Pairs& pairs, Value value) {
-  std::vector<double> d;
+PairedValues paired_values(const Pairs& pairs, Value value) {
+  PairedValues values;
   for (const auto& [reference, candidate] : pairs) {
     const auto a = value(*reference), b = value(*candidate);
-    if (a && b) d.push_back(*b - *a);
+    if (!a || !b) continue;
+    values.reference.push_back(*a);
+    values.candidate.push_back(*b);
   }
-  return d;
+  return values;
 }
 
-std::optional<Effect> effect(const std::vector<LedgerRow>& rows,
-                             const Pairs& pairs,
-                             const std::string& lock_hash,
-                             Measure measure) {
-  const std::vector<double> d = differences(pairs, measure);
-  if (d.empty()) return std::nullopt;
-  return effect_of(d, noise_of(rows, lock_hash, measure));
+Effect effect(const std::vector<LedgerRow>& rows,
+              const Pairs& pairs,
+              const std::string& lock_hash,
+              Measure measure) {
+  const PairedValues values = paired_values(pairs, measure);
+  Effect e = effect_of(values.differences(), noise_of(rows, lock_hash, measure));
+  e.paired_t = paired_below(values.reference, values.candidate);
+  e.welch_t = welch(values.reference, values.candidate);
+  return e;
+}
+
+std::optional<Effect> effect_if_any(const std::vector<LedgerRow>& rows,
+                                    const Pairs& pairs,
+                                    const std::string& lock_hash,
+                                    Measure measure) {
+  Effect e = effect(rows, pairs, lock_hash, measure);
+  return e.pairs > 0 ? std::optional<Effect>(std::move(e)) : std::nullopt;
 }
 
 double percent(double ln) {
@@ -355,12 +378,15 @@ std::vector<ArmVerdict> judge(const std::vector<LedgerRow>& rows,
     const std::set<int64_t> reference_unstable = unstable_seeds(rows, experiment, arms[0]);
     for (const int64_t seed : unstable_seeds(rows, experiment, arms[i]))
       v.unstable_pairs += reference_unstable.contains(seed) ? 0 : 1;
-    v.step_time = effect_of(differences(pairs, step_time), noise_of(rows, hash, step_time));
-    v.time_to_target = effect(rows, pairs, hash, time_to_target);
-    v.steps_to_target = effect(rows, pairs, hash, steps_to_target);
-    v.time_per_step_to_target = effect(rows, pairs, hash, time_per_step_to_target);
+    v.step_time = effect(rows, pairs, hash, step_time);
+    v.time_to_target = effect_if_any(rows, pairs, hash, time_to_target);
+    v.steps_to_target = effect_if_any(rows, pairs, hash, steps_to_target);
+    v.time_per_step_to_target = effect_if_any(rows, pairs, hash, time_per_step_to_target);
 
-    const std::vector<double> losses = differences(pairs, metric);
+    const PairedValues finals = paired_values(pairs, metric);
+    const std::vector<double> losses = finals.differences();
+    v.loss.paired_t = paired_below(finals.reference, finals.candidate);
+    v.loss.welch_t = welch(finals.reference, finals.candidate);
     v.loss.noise = noise_of(rows, hash, metric);
     v.loss.mean = sample_of(losses).mean;
     for (const double x : losses) v.loss.largest = std::max(v.loss.largest, std::abs(x));
@@ -395,6 +421,15 @@ std::vector<ArmVerdict> judge(const std::vector<LedgerRow>& rows,
 
 namespace {
 
+template <typename Tested>
+void add_tests(OrderedJson& json, const Tested& tested) {
+  const TTest &paired = tested.paired_t, &apart = tested.welch_t;
+  if (paired.df > 0.0 && std::isfinite(paired.p))
+    json["paired_t"] = {{"t", paired.t}, {"df", paired.df}, {"p_lower", paired.p}};
+  if (apart.df > 0.0 && std::isfinite(apart.p))
+    json["welch"] = {{"t", apart.t}, {"df", apart.df}, {"p_two_sided", apart.p}};
+}
+
 OrderedJson effect_json(const Effect& e) {
   OrderedJson json;
   json["pairs"] = e.pairs;
@@ -407,6 +442,8 @@ OrderedJson effect_json(const Effect& e) {
   }
   json["noise_sd_percent"] = percent(e.noise.sd);
   json["noise_df"] = e.noise.df;
+  add_tests(json, e);
+  json["sign_probability"] = sign_probability(e.pairs);
   return json;
 }
 
@@ -427,6 +464,7 @@ OrderedJson to_json(const ArmVerdict& v) {
                   {"largest", v.loss.largest},
                   {"noise_sd", v.loss.noise.sd},
                   {"noise_df", v.loss.noise.df}};
+  add_tests(json["loss"], v.loss);
   if (v.broken_pairs > 0) json["broken_pairs"] = v.broken_pairs;
   if (v.unstable_pairs > 0) json["unstable_pairs"] = v.unstable_pairs;
   if (v.seeds_needed > 0) json["seeds_needed"] = v.seeds_needed;

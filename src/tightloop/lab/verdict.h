@@ -25,6 +25,9 @@ struct Effect {
   double p_slower = 1.0;
   bool all_lower = false, all_higher = false;
   Pool noise;  // SD of one run, in ln
+  // Of the same values, for the record; the verdict does not go by them.
+  TTest paired_t;  // one-sided: lower; n - 1 degrees of freedom
+  TTest welch_t;   // two-sided
 };
 
 /// t = mean(d) / (s sqrt(2 / n)) with s the pooled SD of repeats and its degrees of freedom.
@@ -58,6 +61,8 @@ struct LossCheck {
   double mean = 0.0;
   double largest = 0.0;  // |difference| of a pair
   Pool noise;            // SD of the metric over seeds
+  TTest paired_t;        // as in Effect
+  TTest welch_t;
 };
 
 struct ArmVerdict {
@@ -83,6 +88,8 @@ std::vector<ArmVerdict> judge(const std::vector<LedgerRow>& rows,
                               const std::vector<std::string>& arms,
                               const TargetLock& lock);
 
+/// As in decisions/<name>.json. A t-test that too few values or no spread leave without an answer
+/// is left out.
 OrderedJson to_json(const ArmVerdict& verdict);
 
 /// "INCONCLUSIVE (suggestive)"

@@ -4,6 +4,7 @@
 #include <random>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "tightloop/core/error.h"
 
@@ -148,6 +149,27 @@ TEST(Verdict, FewRepeatsAreSuggestiveAtMost) {
   EXPECT_EQ(with.evidence, Evidence::strong);
   EXPECT_EQ(with.answer, Answer::faster);
   EXPECT_NEAR(with.step_time.mean, std::log(0.8), 0.001);
+}
+
+TEST(Verdict, TheDecisionHasPairedTAndWelch) {
+  Lab lab;
+  const double reference[] = {1.0, 1.1, 1.2}, candidate[] = {0.9, 1.05, 1.0};
+  for (int64_t s = 0; s < 3; ++s) {
+    lab.add("G", "baseline", s, std::exp(reference[s]), 1.5);
+    lab.add("G", "x", s, std::exp(candidate[s]), 1.5);
+  }
+  const OrderedJson json = to_json(judge(lab.rows, "G", kArms, lab.lock).at(0));
+  // d = -0.1, -0.05, -0.2: t = -sqrt(7); with 2 degrees of freedom p = 1/2 + t / (2 sqrt(2 + t²)).
+  const OrderedJson& time = json["time_per_step"];
+  EXPECT_NEAR(time["paired_t"]["t"].get<double>(), -std::sqrt(7.0), 1e-9);
+  EXPECT_EQ(time["paired_t"]["df"], 2.0);
+  EXPECT_NEAR(time["paired_t"]["p_lower"].get<double>(), 0.5 - std::sqrt(7.0) / 6.0, 1e-9);
+  EXPECT_NEAR(time["welch"]["t"].get<double>(), -1.605910, 1e-5);
+  EXPECT_NEAR(time["welch"]["df"].get<double>(), 3.740934, 1e-4);
+  EXPECT_NEAR(time["welch"]["p_two_sided"].get<double>(), 2.0 * student_t_cdf(-1.605910, 3.740934),
+              1e-5);
+  EXPECT_EQ(time["sign_probability"], 0.125);
+  EXPECT_FALSE(json["loss"].contains("paired_t"));  // no spread, no answer
 }
 
 TEST(Verdict, TheHeadlineIsOneShortSentence) {
