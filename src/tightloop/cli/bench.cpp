@@ -40,6 +40,7 @@ double seconds_since(Clock::time_point start) {
 double timed(Executable& executable) {
   const Clock::time_point start = Clock::now();
   executable.run();
+  executable.wait();
   return seconds_since(start);
 }
 
@@ -388,7 +389,7 @@ void show_setting(const Rig& rig, const Ceilings& c) {
 int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
   Rig rig(config, flags);
   rig.allocate();
-  const Ceilings ceilings = measure_ceilings(0.5);
+  const Ceilings ceilings = measure_ceilings(0.5, config.device, config.dtype);
   Executable first = rig.bind(rig.programs().first_micro_step);
   Executable later = rig.bind(rig.programs().next_micro_step);
   Executable optimizer = rig.bind(rig.programs().optimizer);
@@ -558,7 +559,7 @@ int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
   Rig rig(config, flags);
   expect_ops(rig.programs(), flags.ops);
   rig.allocate();
-  const Ceilings ceilings = measure_ceilings(0.5);
+  const Ceilings ceilings = measure_ceilings(0.5, config.device, config.dtype);
   Executable micro = rig.bind(rig.programs().first_micro_step);
   Executable optimizer = rig.bind(rig.programs().optimizer);
   timed(micro);

@@ -237,7 +237,7 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
   const Trainer trainer(train.config, train.options);
   const TrainPrograms& programs = trainer.programs();
   const PlannedProgram& p = named_program(programs, flags.program);
-  const Ceilings ceilings = measure_ceilings(0.5);
+  const Ceilings ceilings = measure_ceilings(0.5, train.config.device, train.config.dtype);
   const std::vector<Total> totals = totals_of(p.program, ceilings);
   const TrainPlan& plan = trainer.plan();
   const std::vector<Stage> stages = stages_of(train.config, trainer, flags.program, ceilings);

@@ -11,7 +11,9 @@
 
 #include <fmt/format.h>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/threads.h"
+#include "tightloop/engine/ceilings_cuda.h"
 #include "tightloop/engine/memory.h"
 #include "tightloop/ops/common/simd.h"
 
@@ -253,6 +255,16 @@ Ceilings measure_ceilings(double budget_seconds) {
                  });
   c.foreign_share = foreign_share(before, cpu_use());
   return c;
+}
+
+Ceilings measure_ceilings(double budget_seconds, Device device, [[maybe_unused]] DType dtype) {
+  if (device != Device::cuda) return measure_ceilings(budget_seconds);
+#ifdef TL_CUDA
+  return measure_ceilings_cuda(dtype);
+#else
+  cuda::expect_device();
+  return {};
+#endif
 }
 
 double floor_seconds(const Cost& cost, const Ceilings& ceilings) {

@@ -5,19 +5,23 @@
 #include <string>
 #include <string_view>
 
+#include "tightloop/core/exec.h"
 #include "tightloop/program/op_def.h"
 
 namespace tightloop {
 
-/// What this machine can do at most, measured in this process with thread_count() threads. Every
-/// rate is the best of many short repetitions: other programs can only make it smaller.
+/// What this machine can do at most, measured in this process with thread_count() threads, or what
+/// its CUDA device can. Every rate is the best of many short repetitions: other programs can only
+/// make it smaller.
 struct Ceilings {
-  double fma_gflops = 0.0;  // f32 multiply-add, operands in registers; 2 FLOPs each
+  /// On the CPU f32 multiply-add, operands in registers; on cuda a large product of the asked
+  /// dtype.
+  double fma_gflops = 0.0;
   double read_gbs = 0.0;    // reading memory: bytes read
   double copy_gbs = 0.0;    // copying memory: bytes read and written
   double update_gbs = 0.0;  // x = a x + b in place: bytes read and written
   int threads = 0;
-  std::string_view fma_kernel;  // "avx512", "avx2", "neon" or "portable"
+  std::string_view fma_kernel;  // "avx512", "avx2", "neon", "portable", "cuBLASLt bf16", …
   double foreign_share = 0.0;   // of all CPU time meanwhile: other processes; 0 if nobody tells
 };
 
@@ -25,6 +29,8 @@ struct Ceilings {
 /// twice the last cache, 128 MiB at least and 1 GiB at most. Every rate is measured at least three
 /// times. 1 GB is 10^9 bytes. Error{oom}.
 Ceilings measure_ceilings(double budget_seconds);
+/// The same of the device that Programs of this device and dtype run on: the CPU for the reference.
+Ceilings measure_ceilings(double budget_seconds, Device device, DType dtype);
 
 /// One sentence for when other processes had more than a tenth of all CPU time meanwhile, so that
 /// the rates are too low and what is predicted from them is off; empty on a quiet machine.

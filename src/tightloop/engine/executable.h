@@ -55,6 +55,8 @@ class Executable {
   Executable(Program program, Plan plan, const SlotStore& slots, const Workspace& workspace);
 
   void run();
+  /// Until everything that was enqueued has run: nothing to do but on cuda.
+  void wait() const;
   /// As run(), timing every op.
   void run_profiled();
   const std::vector<OpProfile>& profile() const { return profile_; }
@@ -85,7 +87,8 @@ class Executable {
   std::vector<Call> calls_;
   std::vector<OpProfile> profile_;
   int64_t runs_ = 0;
-  std::unique_ptr<cuda::Graph> graph_;  // on cuda
+  std::unique_ptr<cuda::Graph> graph_;               // on cuda
+  std::vector<std::unique_ptr<cuda::Event>> marks_;  // of a profile on cuda: before and after ops
 };
 
 }  // namespace tightloop

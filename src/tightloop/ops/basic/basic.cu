@@ -28,6 +28,10 @@ void fill_typed(const Exec& exec, T* y, float value, int64_t n) {
   cuda_for_each(exec, "fill", n, [=] __device__(int64_t i) { store_float(y + i, value); });
 }
 
+void fill_double(const Exec& exec, double* y, double value, int64_t n) {
+  cuda_for_each(exec, "fill", n, [=] __device__(int64_t i) { y[i] = value; });
+}
+
 template <typename From, typename To>
 void cast_typed(const Exec& exec, const From* x, To* y, int64_t n) {
   cuda_for_each(exec, "cast", n,
@@ -137,6 +141,9 @@ void accumulate_cuda(const Exec& exec, const OpCall& c) {
 }
 
 void fill_cuda(const Exec& exec, const OpCall& c) {
+  if (c.updates[0].dtype() == DType::f64)
+    return fill_double(exec, c.updates[0].as<double>(), c.attrs.number("value"),
+                       c.updates[0].elems());
   with_cuda_type(c.updates[0].dtype(), "fill", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     fill_typed(exec, c.updates[0].as<T>(), static_cast<float>(c.attrs.number("value")),

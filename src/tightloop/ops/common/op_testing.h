@@ -35,6 +35,19 @@ struct TestProgram {
   std::function<std::vector<Value>(Builder&)> build;
 };
 
+/// cpu, and cuda where a device can be used.
+inline std::vector<Device> tested_devices() {
+  if (cuda::device_count() > 0) return {Device::cpu, Device::cuda};
+  return {Device::cpu};
+}
+
+/// Those and the reference.
+inline std::vector<Device> all_devices() {
+  std::vector<Device> devices = tested_devices();
+  devices.insert(devices.begin(), Device::ref);
+  return devices;
+}
+
 struct OpTestOptions {
   /// Largest |cpu - ref| and |cuda - ref| / (norm-wise scale of the tensor) allowed; times
   /// sqrt(elements reduced).
@@ -44,6 +57,7 @@ struct OpTestOptions {
   int fd_probes = 12;  // elements per parameter that are probed by finite differences
   bool gradients = true;
   uint64_t seed = 1;
+  std::vector<Device> devices = tested_devices();
 };
 
 inline void fill_slots(const Interpreter& run, const TestProgram& test, uint64_t seed) {
@@ -76,19 +90,6 @@ inline double scaled_error(const Interpreter& a,
     scale = std::max(scale, std::abs(v));
   }
   return scale == 0.0 ? worst : worst / scale;
-}
-
-/// cpu, and cuda where a device can be used.
-inline std::vector<Device> tested_devices() {
-  if (cuda::device_count() > 0) return {Device::cpu, Device::cuda};
-  return {Device::cpu};
-}
-
-/// Those and the reference.
-inline std::vector<Device> all_devices() {
-  std::vector<Device> devices = tested_devices();
-  devices.insert(devices.begin(), Device::ref);
-  return devices;
 }
 
 /// Runs the Program (with its backward) on every device: every output and every gradient must agree
@@ -127,7 +128,7 @@ inline void check_op(const TestProgram& test, const OpTestOptions& options = {})
   };
   fill(ref);
   ref.run();
-  for (const Device device : tested_devices()) {
+  for (const Device device : options.devices) {
     SCOPED_TRACE(name_of(device));
     Interpreter run(program, device);
     fill(run);

@@ -39,7 +39,20 @@ TEST(Linear, Bf16WeightsAreWidenedNotRounded) {
   check_op(
       {.slots = {{"x", {DType::f32, {9, 64}}}, {"w", {DType::bf16, {40, 64}}}},
        .build = [](Builder& b) { return std::vector<Value>{linear(b, b.slot("x"), b.slot("w"))}; }},
-      {.tolerance = 5e-6, .gradients = false});
+      {.tolerance = 5e-6, .gradients = false, .devices = {Device::cpu}});
+}
+
+TEST(Linear, Bf16MatchesRefOnCuda) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (const auto& [rows, K, N] : {std::array<int64_t, 3>{64, 128, 96}, {37, 40, 24}}) {
+    SCOPED_TRACE(fmt::format("({}, {}) x ({}, {})", rows, K, N, K));
+    // Sums are f32, but y, dx and the weights of the loss are rounded to 8 bits.
+    check_op(
+        {.slots = {{"x", {DType::bf16, {rows, K}}}, {"w", {DType::bf16, {N, K}}}},
+         .build =
+             [](Builder& b) { return std::vector<Value>{linear(b, b.slot("x"), b.slot("w"))}; }},
+        {.tolerance = 4e-3, .devices = {Device::cuda}});
+  }
 }
 
 TEST(Linear, Relu2FormsMatchRef) {

@@ -117,7 +117,7 @@ TEST(Muon, MomentumLooksAhead) {
         u[i] = (1 - kMomentum) * g[i] + kMomentum * momentum[i];
       }
       f.run->run();
-      const double tolerance = device == Device::ref ? 1e-13 : 5e-7;
+      const double tolerance = device == Device::ref ? 1e-13 : 1e-6;
       expect_close(f.all("momentum"), momentum, tolerance, "M");
       expect_close(f.all(f.run->view(f.u)), u, tolerance, "u");
     }
