@@ -183,6 +183,39 @@ TEST(Attention, SameBitsForAnyThreadCount) {
   }
 }
 
+// The CPU has no bf16 activations, so check_op cannot run this.
+TEST(Attention, Bf16OnCudaIsCloseToRefAndRepeatsItsBits) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (const Case& c : {Case{2, 100, 2, 1, 37, 33}, Case{1, 130, 4, 2, 64, 31},
+                        Case{1, 300, 2, 1, 128, 1 << 20}, Case{1, 90, 1, 1, 256, 40}}) {
+    SCOPED_TRACE(name_of_case(c));
+    const Shape q{c.batch, c.tokens, c.heads, c.dim}, k{c.batch, c.tokens, c.kv_heads, c.dim};
+    const TestProgram test{.slots = {{"q", {DType::bf16, q}},
+                                     {"k", {DType::bf16, k}},
+                                     {"v", {DType::bf16, k}},
+                                     {"grad_o", {DType::bf16, q}}}};
+    auto slots = std::make_shared<SlotTable>();
+    for (const auto& s : test.slots) slots->add({s.name, s.type, s.role});
+    Program program("p", slots);
+    Builder b(program, op_table());
+    std::vector<Value> results = build_attention(b, c);
+    const std::vector<Value> grads = b.emit(
+        "attention_bwd",
+        {b.slot("grad_o"), b.slot("q"), b.slot("k"), b.slot("v"), results[0], results[1]},
+        {{"window", c.window}, {"softmax_scale", 1.0 / std::sqrt(static_cast<double>(c.dim))}});
+    results.insert(results.end(), grads.begin(), grads.end());
+    Interpreter ref(program, Device::ref), one(program, Device::cuda), two(program, Device::cuda);
+    for (const Interpreter* run : {&ref, &one, &two}) testing::fill_slots(*run, test, 3);
+    ref.run(), one.run(), two.run();
+    for (const Value v : results) {
+      EXPECT_LE(testing::scaled_error(one, one.view(v), ref, ref.view(v)), 0.02);
+      EXPECT_EQ(
+          std::memcmp(one.view(v).data, two.view(v).data, static_cast<size_t>(one.view(v).bytes())),
+          0);
+    }
+  }
+}
+
 TEST(Attention, VisiblePairs) {
   for (const int64_t tokens : {1, 2, 9}) {
     for (const int64_t window : {0, 1, 4, 8, 9, 100}) {
