@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -123,6 +124,12 @@ class Rig {
 
   int64_t micro_tokens() const { return spec_.batch * spec_.sequence(); }
   int64_t micro_steps() const { return micro_steps_; }
+  /// For the memory hint. Without a total batch a step is one micro-batch, of any power of two.
+  int64_t rows_per_step() const {
+    return config_.total_batch_size
+               ? *config_.total_batch_size / spec_.sequence()
+               : static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(spec_.batch)));
+  }
   const TrainProgramsSpec& spec() const { return spec_; }
   const TrainPrograms& programs() const { return *programs_; }
   double startup_s() const { return startup_s_; }
@@ -142,7 +149,7 @@ class Rig {
       throw Error(ErrorKind::oom, fmt::format("the bench needs {}, {} are free",
                                               human_bytes(static_cast<double>(bytes)),
                                               human_bytes(static_cast<double>(available))))
-          .with_hint(memory_hint(spec_.batch, config_.depth, available, planned));
+          .with_hint(memory_hint(spec_.batch, rows_per_step(), config_.depth, available, planned));
     }
     slots_ = std::make_unique<SlotStore>(programs_->slots, spec_.device);
     workspace_ = std::make_unique<Workspace>(plans());

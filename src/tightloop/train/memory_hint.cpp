@@ -1,5 +1,8 @@
 #include "tightloop/train/memory_hint.h"
 
+#include <bit>
+#include <vector>
+
 #include <fmt/format.h>
 
 #include "tightloop/core/cuda_device.h"
@@ -27,14 +30,25 @@ int64_t memory_available_on(Device device) {
 }
 
 std::string memory_hint(int64_t micro_batch,
+                        int64_t rows_per_step,
                         int64_t depth,
                         int64_t available,
                         const PlannedBytes& planned_bytes) {
-  int64_t powers = 0;  // of two, below micro_batch
-  while ((int64_t{1} << powers) < micro_batch) ++powers;
-  const int64_t power = last_that_fits(
-      powers, [&](int64_t i) { return planned_bytes(int64_t{1} << i, depth) <= available; });
-  if (power >= 0) return fmt::format("use `--device-batch-size {}`", int64_t{1} << power);
+  std::vector<int64_t> divisors, powers;  // below micro_batch
+  for (int64_t b = 1; b < micro_batch; ++b) {
+    if (rows_per_step % b == 0) divisors.push_back(b);
+    if (std::has_single_bit(static_cast<uint64_t>(b))) powers.push_back(b);
+  }
+  const auto largest_of = [&](const std::vector<int64_t>& sizes) {
+    const int64_t i = last_that_fits(std::ssize(sizes), [&](int64_t at) {
+      return planned_bytes(sizes[static_cast<size_t>(at)], depth) <= available;
+    });
+    return i < 0 ? 0 : sizes[static_cast<size_t>(i)];
+  };
+  const int64_t divisor = largest_of(divisors);
+  const int64_t power = divisor == 0 ? 0 : largest_of(powers);
+  if (divisor > 0)
+    return fmt::format("use `--device-batch-size {}`", power > 2 * divisor ? power : divisor);
   const int64_t fitting = 1 + last_that_fits(depth - 1, [&](int64_t i) {
                             return planned_bytes(1, i + 1) <= available;
                           });

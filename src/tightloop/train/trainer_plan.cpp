@@ -202,7 +202,7 @@ void Trainer::Impl::fail_memory(const std::string& limit, int64_t available) con
               fmt::format("the plan needs {:.2f} GiB, {}; by purpose (GiB): {}",
                           static_cast<double>(plan.memory_bytes) / 0x1p30, limit, table));
   error.with_hint(memory_hint(
-      config.device_batch_size, config.depth, available,
+      config.device_batch_size, plan.rows_per_step, config.depth, available,
       [this](int64_t micro_batch, int64_t depth) { return planned_bytes(micro_batch, depth); }));
   throw error.with_context("cannot start training");
 }
