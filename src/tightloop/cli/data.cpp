@@ -96,7 +96,12 @@ int run_tokenize(TokenizeFlags& flags) {
                     split->tokens > 0
                         ? static_cast<double>(split->bytes) / static_cast<double>(split->tokens)
                         : 0.0));
-  talk(fmt::format("\nnext: `tightloop train --data {} --depth 4`\n", flags.options.folder));
+  if (r.val.documents == 0)
+    talk(
+        "\nThere is no validation text: `tightloop train` needs some, from --val FILE or a share "
+        "with --val-fraction.\n");
+  else
+    talk(fmt::format("\nnext: `tightloop train --data {} --depth 4`\n", flags.options.folder));
   return kDone;
 }
 
@@ -108,12 +113,17 @@ struct InspectFlags {
 };
 
 int run_inspect(const InspectFlags& flags) {
+  if (flags.documents < 0)
+    fail(ErrorKind::usage, "--documents: {} cannot be shown, expected 0 or more", flags.documents);
   DatasetShards shards = find_shards(flags.path);
   std::vector<std::string> paths = shards.train;
   paths.insert(paths.end(), shards.val.begin(), shards.val.end());
   std::optional<Tokenizer> tokenizer;
+  std::string beside = flags.path;
+  if (!std::filesystem::is_directory(beside))
+    beside = std::filesystem::absolute(paths[0]).parent_path().string();
   try {
-    tokenizer.emplace(Tokenizer::load(flags.tokenizer.empty() ? flags.path : flags.tokenizer));
+    tokenizer.emplace(Tokenizer::load(flags.tokenizer.empty() ? beside : flags.tokenizer));
   } catch (Error& e) {
     throw e.with_context("cannot tell where documents begin without the tokenizer")
         .with_hint("say where it is with --tokenizer FILE");
@@ -183,10 +193,11 @@ struct FetchFlags {
 
 int run_fetch(const FetchFlags& flags) {
   if (flags.what != "fineweb10b" && !std::filesystem::is_regular_file(flags.what))
-    throw Error(ErrorKind::usage,
-                fmt::format("nothing known as '{}', and no such file: expected fineweb10b, or a "
-                            "file of lines URL [bytes] [sha256] [name]",
-                            flags.what))
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("nothing known as '{}', and no such file{}: expected fineweb10b, or a "
+                    "file of lines URL [bytes] [sha256] [name]",
+                    flags.what, std::filesystem::is_directory(flags.what) ? ", but a folder" : ""))
         .with_hint("`tightloop data fetch fineweb10b -o fineweb10b --shards 1`");
   if (flags.folder.empty())
     throw Error(ErrorKind::usage, "--output is required: the folder to download to")
@@ -199,6 +210,9 @@ int run_fetch(const FetchFlags& flags) {
     const MappedFile list(flags.what);
     items = parse_fetch_list(
         {reinterpret_cast<const char*>(list.data()), static_cast<size_t>(list.size())}, flags.what);
+    if (items.empty())
+      throw Error(ErrorKind::data, fmt::format("{}: no URL in this file", flags.what))
+          .with_hint("one a line: URL [bytes] [sha256] [name]");
   }
   const bool terminal = stderr_is_terminal();
   int64_t shown = -1;

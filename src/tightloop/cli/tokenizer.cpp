@@ -12,6 +12,7 @@
 #include "tightloop/core/json.h"
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/text/bpe_train.h"
+#include "tightloop/train/data/tokenize.h"
 
 namespace tightloop::cli {
 namespace {
@@ -56,21 +57,14 @@ int run_train_tokenizer(TrainTokenizerFlags& flags) {
     fail(ErrorKind::usage, "--split '{}' must be nanochat or gpt2", flags.split);
   }
   BpeTrainer trainer(flags.options);
-  std::vector<std::string> files;
-  for (const std::string& input : flags.inputs) {
-    if (!fs::is_directory(input)) {
-      files.push_back(input);
-      continue;
-    }
-    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(input)) {
-      if (entry.is_regular_file()) files.push_back(entry.path().string());
-    }
-  }
-  std::sort(files.begin(), files.end());
+  const std::vector<std::string> files = text_files(flags.inputs);
   for (const std::string& file : files) {
     const std::string text = read_all(file);
     if (!trainer.add(pieces_of(text, flags.options.max_document_chars))) break;
   }
+  if (trainer.chars() == 0)
+    fail(ErrorKind::data, "{}: no text to train on in {} file{}", files[0], files.size(),
+         files.size() == 1 ? "" : "s");
   const bool terminal = stderr_is_terminal();
   const Tokenizer tokenizer = trainer.train([&](int64_t done, int64_t wanted) {
     if (terminal) talk(fmt::format("\r\033[Kmerge {}/{}", done, wanted));
@@ -85,10 +79,15 @@ int run_train_tokenizer(TrainTokenizerFlags& flags) {
             .dump() +
         "\n");
   else
-    out(fmt::format("{}: {} tokens, trained on {} characters of {} files\n", flags.output,
-                    tokenizer.vocab_size(), trainer.chars(), files.size()));
-  talk(fmt::format("\nnext: `tightloop data tokenize {} -o data.tok --tokenizer {}`\n",
-                   flags.inputs[0], flags.output));
+    out(fmt::format("{}: {} tokens, trained on {} characters of {} file{}\n", flags.output,
+                    tokenizer.vocab_size(), trainer.chars(), files.size(),
+                    files.size() == 1 ? "" : "s"));
+  if (tokenizer.vocab_size() < flags.options.vocab_size)
+    talk(fmt::format("fewer than the {} asked for: the text has no more pairs to join\n",
+                     flags.options.vocab_size));
+  talk(fmt::format("\nnext: `tightloop data tokenize {} -o data.tok --tokenizer {}{}`\n",
+                   joined(flags.inputs, " "), flags.output,
+                   files.size() == 1 ? " --separator '\\n\\n'" : ""));
   return kDone;
 }
 
@@ -99,9 +98,20 @@ struct CodeFlags {
   bool json = false;
 };
 
+Tokenizer load(const CodeFlags& flags) {
+  try {
+    return Tokenizer::load(flags.tokenizer);
+  } catch (Error& e) {
+    throw e.with_context("cannot read the tokenizer")
+        .with_hint(
+            "the tokenizer comes first, then the text; "
+            "`tightloop tokenizer train TEXT -o tokenizer.json` makes one");
+  }
+}
+
 int run_encode(const CodeFlags& flags) {
   using Clock = std::chrono::steady_clock;
-  const Tokenizer tokenizer = Tokenizer::load(flags.tokenizer);
+  const Tokenizer tokenizer = load(flags);
   const std::string text = read_all(flags.file);
   const Clock::time_point start = Clock::now();
   const std::vector<int32_t> ids =
@@ -122,12 +132,18 @@ int run_encode(const CodeFlags& flags) {
 }
 
 int run_decode(const CodeFlags& flags) {
-  const Tokenizer tokenizer = Tokenizer::load(flags.tokenizer);
+  const Tokenizer tokenizer = load(flags);
   std::vector<int32_t> ids;
   std::string word;
   std::istringstream words(read_all(flags.file));
   while (words >> word) {
-    const int64_t id = parse_integer(word);
+    int64_t id = 0;
+    try {
+      id = parse_integer(word);
+    } catch (Error& e) {
+      throw e.with_context("cannot read the ids")
+          .with_hint("whole numbers with blanks between, as `tightloop tokenizer encode` prints");
+    }
     if (id < 0 || id >= tokenizer.vocab_size())
       fail(ErrorKind::data, "token {} is outside the vocabulary of {}", id, tokenizer.vocab_size());
     ids.push_back(static_cast<int32_t>(id));

@@ -140,11 +140,11 @@ CorpusInfo parse_corpus_info(std::string_view text, const std::string& path) {
 }
 
 CorpusInfo make_corpus(const SynthOptions& options) {
-  if (options.train_tokens < 1 || options.val_tokens < 1 || options.shard_tokens < 1)
-    fail(
-        ErrorKind::usage,
-        "data synth: {} training and {} validation tokens in shards of {}: each must be at least 1",
-        options.train_tokens, options.val_tokens, options.shard_tokens);
+  TL_CHECK(options.shard_tokens >= 1);
+  if (options.train_tokens < 1 || options.val_tokens < 1)
+    fail(ErrorKind::usage,
+         "data synth: {} training and {} validation tokens: expected at least 1 of each",
+         options.train_tokens, options.val_tokens);
   if (options.seed >> 63 != 0)
     fail(ErrorKind::usage, "data synth: the seed is {}, expected at most {}", options.seed,
          ~uint64_t{0} >> 1);

@@ -21,9 +21,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<std::string> list_files(const std::vector<std::string>& inputs) {
+}  // namespace
+
+std::vector<std::string> text_files(const std::vector<std::string>& inputs) {
   std::vector<std::string> out;
   for (const std::string& input : inputs) {
+    if (!fs::exists(input))
+      throw Error(ErrorKind::io, fmt::format("{}: no such file or folder", input))
+          .with_hint(
+              "expected a text file, or a folder of them: a file is one document, or many "
+              "with --separator of `data tokenize`");
     if (!fs::is_directory(input)) {
       out.push_back(input);
       continue;
@@ -46,6 +53,8 @@ std::vector<std::string> list_files(const std::vector<std::string>& inputs) {
   }
   return out;
 }
+
+namespace {
 
 /// Calls visit(document) for each document of a text.
 template <typename Visit>
@@ -157,10 +166,11 @@ OrderedJson json_of(const TokenizeResult::Split& split) {
 TokenizeResult tokenize_text(const Tokenizer& tokenizer, const TokenizeOptions& options) {
   if (options.inputs.empty()) fail(ErrorKind::usage, "data tokenize: no input given");
   if (!(options.val_fraction >= 0 && options.val_fraction < 1))
-    fail(ErrorKind::usage, "data tokenize: the validation fraction is {}, expected 0 <= f < 1",
+    fail(ErrorKind::usage, "--val-fraction: {} is no share of the documents, expected 0 <= f < 1",
          options.val_fraction);
   if (options.max_document_tokens != 0 && options.max_document_tokens < 2)
-    fail(ErrorKind::usage, "data tokenize: documents of {} tokens, expected at least 2 (or 0)",
+    fail(ErrorKind::usage,
+         "--max-document-tokens: {} is too few, expected at least 2, or 0 for any",
          options.max_document_tokens);
   if (options.shard_tokens < 1)
     fail(ErrorKind::usage, "data tokenize: shards of {} tokens", options.shard_tokens);
@@ -171,8 +181,13 @@ TokenizeResult tokenize_text(const Tokenizer& tokenizer, const TokenizeOptions& 
     throw Error(ErrorKind::usage, fmt::format("{} is there already", options.folder))
         .with_hint("choose another folder, or remove this one");
 
-  const std::vector<std::string> files = list_files(options.inputs);
-  const std::vector<std::string> val_files = list_files(options.val_inputs);
+  const std::vector<std::string> files = text_files(options.inputs);
+  std::vector<std::string> val_files;
+  try {
+    val_files = text_files(options.val_inputs);
+  } catch (Error& e) {
+    throw e.with_context("cannot read the validation text, --val");
+  }
   int64_t documents = 0;
   for (const std::string& path : files)
     for_each_document(open_text(path).text(), options.separator,
@@ -184,8 +199,11 @@ TokenizeResult tokenize_text(const Tokenizer& tokenizer, const TokenizeOptions& 
   if (val_files.empty() && options.val_fraction > 0) {
     if (documents == 1)
       throw Error(ErrorKind::data,
-                  fmt::format("{}: one document only: nothing is left for validation", files[0]))
-          .with_hint("give a separator (\"\\n\\n\" makes paragraphs), or a validation file");
+                  fmt::format("{}: one document only{}: nothing is left for validation", files[0],
+                              options.separator.empty() ? "" : ", as --separator occurs nowhere"))
+          .with_hint(
+              "split it with --separator '\\n\\n' (a document for each paragraph), or give "
+              "validation text with --val FILE");
     const auto val = std::llround(options.val_fraction * static_cast<double>(documents));
     train_documents -= std::clamp<int64_t>(val, 1, documents - 1);
   }
@@ -214,7 +232,8 @@ TokenizeResult tokenize_text(const Tokenizer& tokenizer, const TokenizeOptions& 
   result.train = train.finish();
   result.val = val.finish();
   if (!val_files.empty() && result.val.documents == 0)
-    fail(ErrorKind::data, "{}: no document in the validation text", val_files[0]);
+    fail(ErrorKind::data, "{}: no document in the validation text (--val): nothing but blanks",
+         val_files[0]);
   write_file_atomically((fs::path(pending.path()) / "tokenizer.json").string(),
                         tokenizer.to_json());
   const OrderedJson json{{"format", "tightloop-dataset-1"},

@@ -9,9 +9,7 @@
 namespace tightloop {
 
 struct TokenizeOptions {
-  /// Files, and folders of which every file counts that is not hidden, subfolders included, in
-  /// natural order (part2 before part10).
-  std::vector<std::string> inputs;
+  std::vector<std::string> inputs;  // for text_files()
   /// The validation text. None: the last val_fraction of the documents, at least one; 0 for none.
   std::vector<std::string> val_inputs;
   double val_fraction = 0.01;
@@ -37,6 +35,11 @@ struct TokenizeResult {
   int64_t files = 0;
   Split train, val;
 };
+
+/// The files that inputs stand for: themselves, and of folders every file that is not hidden,
+/// subfolders included, in natural order (part2 before part10). Error{io} for one that does not
+/// exist, Error{data} for a folder without files.
+std::vector<std::string> text_files(const std::vector<std::string>& inputs);
 
 /// Text to token shards: train_*.bin, val_*.bin, tokenizer.json and dataset.json (what was read and
 /// counted) in a new folder, which appears when it is whole. Each document is BOS and its tokens;
