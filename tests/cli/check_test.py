@@ -1,8 +1,10 @@
 """What `check` judges and its exit codes; flags and commands that this version lacks."""
 import array
 import json
+import os
 import pathlib
 import shutil
+import subprocess
 import unittest
 
 from common import Case
@@ -56,6 +58,27 @@ class Check(Case):
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("case.json: dtype 'bfloat16': tolerances are known for float32 only",
                       result.stderr)
+
+    def test_a_rewrite_that_was_asked_for_and_did_not_apply(self):
+        program = os.environ.get("TL_NO_SITE_BINARY")   # set by ctest
+        if program is None:
+            self.skipTest("TL_NO_SITE_BINARY is not set")
+        command = [program, "check", GOLDEN, "--device", "cpu", "--rewrites"]
+        why = [f"rewrite chunked-ce did not apply to the Program 'micro-step, {which}': "
+               "loss: the logits have another reader" for which in ["first", "later"]]
+        for rewrites in ["chunked-ce", "fused-relu2,chunked-ce"]:
+            done = subprocess.run([*command, rewrites], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertRegex(done.stdout, r"(?m)^FAIL .*tiny-nanochat-2026-07 ")
+            for sentence in why:
+                self.assertIn(f"\n      {sentence}\n", done.stdout)
+            self.assertNotIn("      FAIL", done.stdout)   # every quantity is right
+            self.assertIn("1 runs, 1 failed\n", done.stdout)
+        done = subprocess.run([*command, "chunked-ce", "--json"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertEqual(json.loads(done.stdout)["failures"], why)
+        done = subprocess.run([*command, "fused-relu2"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_unknown_rewrite(self):
         result = self.run_tool("check", GOLDEN, "--rewrites", "fused-relu3")
