@@ -3,6 +3,7 @@
 With --kills N only the kill test runs, with N random SIGKILLs of a lab run.
 """
 import json
+import os
 import random
 import shutil
 import signal
@@ -82,6 +83,14 @@ class Lab(LabCase):
             self.assertEqual((row["matrix_lr"], row["transfer_rule"]), ("0.02", "nanochat"))
             self.assertLess(float(row["tau"]), float(row["tau_eff"]))
             self.assertEqual(row["time_to_target_sec_extrapolated"], "")
+            self.assertEqual(len(row["eval_hash"]), 16)
+            self.assertEqual(row["eval_hash"], rows[0]["eval_hash"])
+            self.assertGreater(float(row["mfu_median"]), 0)
+            self.assertEqual(row["ttt_observed_frac"], "1")
+            # The runs end below the target: a shorter schedule would have been enough.
+            self.assertLess(float(row["final_val_loss"]), lock["threshold"])
+            self.assertLess(float(row["ttt_end_horizon_sec"]), float(row["train_clock_sec"]))
+            self.assertGreater(float(row["ttt_end_horizon_sec"]), 0)
         arms = {row["arm"]: row["rewrites"] for row in rows}
         self.assertIn("--no-fused-rmsnorm", arms["baseline"])
         self.assertIn("--fused-rmsnorm", arms["both"].replace("--no-", "no "))
@@ -125,6 +134,21 @@ class Lab(LabCase):
         again = self.lab("resume", *self.NO_PROFILE)
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(self.rows(), before)
+
+    @unittest.skipUnless(os.path.exists("/proc/stat"), "nobody tells what others use")
+    def test_a_plan_made_while_others_use_the_machine_says_so(self):
+        self.lock()
+        spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                    for _ in range(os.cpu_count())]
+        try:
+            dry = self.lab("run", "G", *self.base(), "--dry-run")
+        finally:
+            for process in spinning:
+                process.kill()
+                process.wait()
+        self.assertEqual(dry.returncode, 0, dry.stderr)
+        self.assertRegex(dry.stderr, r"warning: .*\d+ %")
+        self.assertIn("a guess: ", dry.stdout)
 
     def test_verify_resume_of_every_cell(self):
         self.lock()

@@ -56,19 +56,23 @@ int show_report(const ReportFlags& flags);
 
 // ---- lab_plan ----
 
-/// Seconds of a cell: from runs of this experiment when there are any, else from FLOPs.
+/// Seconds of a cell: from runs of its shape when there are any, else from FLOPs.
 struct Prediction {
   double cell_s = 0.0;
   std::string how;
 };
 Prediction predict(const TrainPlan& plan,
-                   const EvalWindow& window,
+                   const Experiment& experiment,
                    int64_t eval_every,
                    const std::vector<LedgerRow>& rows);
 
 std::string default_folder(const LabFlags& flags, const std::string& preset);
-/// Without lock and evaluation window.
-Experiment plan_experiment(TrainFlags& train, const RunFlags& flags, const TrainPlan& plan);
+/// Without lock and evaluation window. Measures the peak of this machine, and warns when others use
+/// it, unless the experiment is in the folder already.
+Experiment plan_experiment(TrainFlags& train,
+                           const RunFlags& flags,
+                           const TrainPlan& plan,
+                           const std::string& folder);
 void show_plan(const Experiment& e,
                const TrainPlan& plan,
                const std::string& folder,

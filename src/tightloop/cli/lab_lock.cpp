@@ -95,12 +95,12 @@ int run_lock(TrainFlags& train, LockFlags& flags) {
     lock.threshold = *validation.floor + *flags.floor_offset;
     lock.method = fmt::format("floor {:.4f} + {} nats", *validation.floor, *flags.floor_offset);
   } else {
-    Experiment e = plan_experiment(train, flags, trainer.plan());
+    Experiment e = plan_experiment(train, flags, trainer.plan(), folder);
     e.window = {.first = std::max<int64_t>(1, e.steps / 2),
                 .last = e.steps,
                 .every = dense_evaluations(e.steps, 1.0).every};
     const Prediction predicted =
-        predict(trainer.plan(), e.window, train.config.eval_every, lab.ledger().rows());
+        predict(trainer.plan(), e, train.config.eval_every, lab.ledger().rows());
     if (flags.dry_run) {
       show_plan(e, trainer.plan(), folder, predicted);
       return kDone;

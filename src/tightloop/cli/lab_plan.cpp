@@ -2,6 +2,7 @@
 #include <filesystem>
 
 #include "tightloop/cli/lab_commands.h"
+#include "tightloop/core/file.h"
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/lab/resume_check.h"
@@ -37,10 +38,20 @@ std::vector<int64_t> parse_seeds(const std::string& text) {
   return seeds;
 }
 
+/// That of the experiment in the folder, or measured now.
+double peak_gflops(const std::string& folder, const std::string& name) {
+  const std::string there = (fs::path(folder) / "experiments" / (name + ".json")).string();
+  if (fs::exists(there)) return parse_experiment(read_file(there, 1 << 24), there).peak_gflops;
+  const Ceilings ceilings = measure_ceilings(0.4);
+  if (const std::string warning = warning_of(ceilings); !warning.empty())
+    talk("warning: " + warning + "\n");
+  return ceilings.fma_gflops;
+}
+
 }  // namespace
 
 Prediction predict(const TrainPlan& plan,
-                   const EvalWindow& window,
+                   const Experiment& experiment,
                    int64_t eval_every,
                    const std::vector<LedgerRow>& rows) {
   const double steps = static_cast<double>(plan.transfer.steps);
@@ -57,15 +68,15 @@ Prediction predict(const TrainPlan& plan,
     dt = median_of(measured);
     p.how = fmt::format("from {} finished runs", measured.size());
   } else {
-    const Ceilings ceilings = measure_ceilings(0.4);
     dt = static_cast<double>(plan.sizes.flops_per_token * plan.transfer.batch) /
-         (1e9 * ceilings.fma_gflops * kExpectedEfficiency);
+         (1e9 * experiment.peak_gflops * kExpectedEfficiency);
     p.how = fmt::format("a guess: {:.0f} % of the {:.0f} GFLOP/s measured here",
-                        100 * kExpectedEfficiency, ceilings.fma_gflops);
+                        100 * kExpectedEfficiency, experiment.peak_gflops);
   }
   int64_t evaluations = 0;
   for (int64_t s = 0; s <= plan.transfer.steps; ++s) {
-    if (window.due(s) || (eval_every > 0 && (s % eval_every == 0 || s == plan.transfer.steps)))
+    if (experiment.window.due(s) ||
+        (eval_every > 0 && (s % eval_every == 0 || s == plan.transfer.steps)))
       ++evaluations;
   }
   const double evaluation = dt / static_cast<double>(plan.transfer.batch) / 3.0 * plan.eval_tokens;
@@ -78,7 +89,10 @@ std::string default_folder(const LabFlags& flags, const std::string& preset) {
   return "lab/" + (preset.empty() ? std::string("main") : preset);
 }
 
-Experiment plan_experiment(TrainFlags& train, const RunFlags& flags, const TrainPlan& plan) {
+Experiment plan_experiment(TrainFlags& train,
+                           const RunFlags& flags,
+                           const TrainPlan& plan,
+                           const std::string& folder) {
   std::vector<std::string> notes;
   Experiment e;
   e.name = flags.template_name;
@@ -90,6 +104,7 @@ Experiment plan_experiment(TrainFlags& train, const RunFlags& flags, const Train
   e.build_hash = build_hash();
   e.verify_resume = flags.verify_resume;
   e.silence_s = flags.silence_s;
+  e.peak_gflops = peak_gflops(folder, e.name);
   if (e.verify_resume && train.config.save_every > 0)
     talk(fmt::format(
         "note: --save-every {} is not used: --verify-resume saves one checkpoint before "

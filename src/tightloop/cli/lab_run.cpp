@@ -58,7 +58,7 @@ int run_template(TrainFlags& train, const RunFlags& flags) {
   train.config.resume.reset();
   Trainer trainer(train.config, train.options);
   const TrainPlan& plan = trainer.plan();
-  Experiment e = plan_experiment(train, flags, plan);
+  Experiment e = plan_experiment(train, flags, plan, folder);
   if (e.seeds.size() < 2)
     talk("note: one seed an arm has no spread of its own: nothing but the sign can be seen\n");
   const TargetLock lock =
@@ -67,7 +67,7 @@ int run_template(TrainFlags& train, const RunFlags& flags) {
   e.window = dense_evaluations(e.steps, lock.crossing_progress);
   std::vector<LedgerRow> rows;
   if (fs::exists(fs::path(folder) / "ledger.sqlite")) rows = Ledger(folder).rows();
-  const Prediction predicted = predict(plan, e.window, train.config.eval_every, rows);
+  const Prediction predicted = predict(plan, e, train.config.eval_every, rows);
   if (flags.dry_run) {
     show_plan(e, plan, folder, predicted);
     return kDone;

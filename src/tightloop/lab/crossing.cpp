@@ -139,4 +139,8 @@ Crossing find_crossing(std::span<const MeasuredPoint> points, double threshold, 
   return crossing;
 }
 
+double end_horizon_sec(double clock_sec, double final_metric, double threshold, double k) {
+  return clock_sec * std::exp((final_metric - threshold) / k);
+}
+
 }  // namespace tightloop

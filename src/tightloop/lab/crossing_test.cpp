@@ -133,5 +133,11 @@ TEST(Clocks, UncountedStepsCostTheMedianOfTheFirstCounted) {
   EXPECT_NEAR(clocks_at({steps.data(), 3}, 3).train_sec, 2.7, 1e-12);
 }
 
+TEST(Crossing, TheHorizonThatEndsAtTheTarget) {
+  EXPECT_EQ(end_horizon_sec(10.0, 1.3, 1.3, 0.2), 10.0);
+  EXPECT_NEAR(end_horizon_sec(10.0, 1.1, 1.3, 0.2), 10.0 / std::exp(1.0), 1e-12);
+  EXPECT_NEAR(end_horizon_sec(10.0, 1.4, 1.3, 0.2), 10.0 * std::exp(0.5), 1e-12);
+}
+
 }  // namespace
 }  // namespace tightloop

@@ -62,7 +62,7 @@ FlagValues flags_of(const Json& json, const std::string& where) {
 
 OrderedJson experiment_json(const Experiment& e) {
   OrderedJson json;
-  json["format"] = 1;
+  json["format"] = kExperimentFormat;
   json["name"] = e.name;
   json["command"] = e.command;
   OrderedJson arms = OrderedJson::array();
@@ -77,6 +77,7 @@ OrderedJson experiment_json(const Experiment& e) {
   json["build_hash"] = e.build_hash;
   json["verify_resume"] = e.verify_resume;
   json["silence_sec"] = e.silence_s;
+  json["peak_gflops"] = e.peak_gflops;
   return json;
 }
 
@@ -88,6 +89,10 @@ std::string switch_text(const std::string& flag, const std::string& value) {
 
 Experiment parse_experiment(std::string_view text, const std::string& where) {
   const Json json = parse_json(text, where);
+  if (const int64_t format = get_int(json, "format", where); format != kExperimentFormat)
+    throw Error(ErrorKind::data,
+                fmt::format("{}: format {}, expected {}", where, format, kExperimentFormat))
+        .with_hint("another version of tightloop made it: use a new lab folder (--lab-dir)");
   Experiment e;
   e.name = get_string(json, "name", where);
   e.command = get_string(json, "command", where, "");
@@ -110,6 +115,7 @@ Experiment parse_experiment(std::string_view text, const std::string& where) {
   e.build_hash = get_string(json, "build_hash", where);
   e.verify_resume = get_bool(json, "verify_resume", where);
   e.silence_s = get_double(json, "silence_sec", where);
+  e.peak_gflops = get_double(json, "peak_gflops", where);
   if (e.arms.empty() || e.seeds.empty()) fail(ErrorKind::data, "{}: no arms or no seeds", where);
   return e;
 }

@@ -49,6 +49,7 @@ struct Experiment {
   std::string build_hash;
   bool verify_resume = false;
   double silence_s = 600.0;  // a cell without a sign of life for so long has hung
+  double peak_gflops = 0.0;  // multiply-adds, measured here before the first cell: 1 of mfu_median
   std::string command;       // as typed
 
   /// Seed by seed; the order of the arms is reversed at every other seed.
@@ -59,6 +60,7 @@ struct Experiment {
   bool operator==(const Experiment& other) const;
 };
 
+inline constexpr int64_t kExperimentFormat = 2;  // 1 had no peak_gflops
 /// An experiments/<name>.json. Error{data}.
 Experiment parse_experiment(std::string_view text, const std::string& name);
 

@@ -35,6 +35,7 @@ Experiment experiment() {
           .steps = 40,
           .lock_hash = "l",
           .build_hash = "b",
+          .peak_gflops = 100.0,
           .command = "tightloop lab run G"};
 }
 

@@ -24,7 +24,7 @@ const std::vector<std::string> kExtensions{
     // identity
     "schema_version", "run_id", "experiment", "arm", "template", "pair_id", "block_id", "attempt",
     "detail", "rewrites", "lock_hash", "config_hash", "build_hash", "dirty_hash", "data_hash",
-    "tokenizer_hash", "host", "cpu", "device", "threads", "finished",
+    "tokenizer_hash", "eval_hash", "host", "cpu", "device", "threads", "finished",
     // shape and budget
     "n_embd", "n_head", "head_dim", "window_pattern", "params_total", "params_scaling",
     "flops_per_token", "num_iterations", "steps_done", "tokens_total", "flops_total",
@@ -34,14 +34,15 @@ const std::vector<std::string> kExtensions{
     "weight_decay", "lr_mult", "wd_mult", "batch_mult", "transfer_rule", "b_opt_pred", "lr_factor",
     "weight_decay_scaled", "tau", "tau_eff",
     // outcome
-    "steps_to_target", "tokens_to_target", "ttt_lo", "ttt_hi", "ttt_linear_sec", "ttt_nanochat_sec",
-    "ttt_process_sec", "train_clock_sec", "final_val_bpb", "final_val_loss", "val_floor",
-    "final_train_loss_window", "loss_spikes", "nonfinite_steps", "grad_norm_max",
+    "steps_to_target", "tokens_to_target", "ttt_lo", "ttt_hi", "ttt_observed_frac",
+    "ttt_end_horizon_sec", "ttt_linear_sec", "ttt_nanochat_sec", "ttt_process_sec",
+    "train_clock_sec", "final_val_bpb", "final_val_loss", "val_floor", "final_train_loss_window",
+    "loss_spikes", "nonfinite_steps", "grad_norm_max",
     // systems
-    "throughput_total", "dt_p10", "dt_p90", "dt_mad", "stall_frac", "first_step_ms", "startup_sec",
-    "steady_step", "process_sec", "captures", "capture_ms", "recaptures", "plan_rebuilds",
-    "allocs_after_warmup", "host_syncs_per_step", "autotune_hit_rate", "planned_mib",
-    "peak_resident_mib", "resume_check"};
+    "mfu_median", "throughput_total", "dt_p10", "dt_p90", "dt_mad", "stall_frac", "first_step_ms",
+    "startup_sec", "steady_step", "process_sec", "captures", "capture_ms", "recaptures",
+    "plan_rebuilds", "allocs_after_warmup", "host_syncs_per_step", "autotune_hit_rate",
+    "planned_mib", "peak_resident_mib", "resume_check"};
 
 /// Columns whose values are text even when they look like numbers.
 bool is_text(std::string_view column) {
@@ -65,6 +66,7 @@ bool is_text(std::string_view column) {
                                                "dirty_hash",
                                                "data_hash",
                                                "tokenizer_hash",
+                                               "eval_hash",
                                                "host",
                                                "cpu",
                                                "device",

@@ -16,7 +16,7 @@ namespace tightloop {
 /// A column whose measure does not exist on a device stays empty: on the CPU host_syncs_per_step
 /// and autotune_hit_rate.
 const std::vector<std::string>& ledger_columns();
-inline constexpr int64_t kLedgerVersion = 2;
+inline constexpr int64_t kLedgerVersion = 3;
 
 /// One run of an experiment: a value for each column; what was not measured is missing, never 0.
 class LedgerRow {

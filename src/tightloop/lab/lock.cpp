@@ -47,6 +47,14 @@ std::string TargetLock::hash() const {
   return sha256_hex(content(*this).dump());
 }
 
+std::string TargetLock::eval_hash() const {
+  OrderedJson json = content(*this), judge;
+  for (const char* key : {"metric", "smoothing", "eval_tokens", "max_seq_len", "data_sha256",
+                          "tokenizer_sha256", "byte_count", "world_size"})
+    judge[key] = json[key];
+  return sha256_hex(judge.dump()).substr(0, 16);
+}
+
 OrderedJson to_json(const TargetLock& lock) {
   OrderedJson json = content(lock);
   json["hash"] = lock.hash();

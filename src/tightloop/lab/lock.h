@@ -35,6 +35,9 @@ struct TargetLock {
 
   /// SHA-256 of everything above.
   std::string hash() const;
+  /// 16 hex digits of what the metric is measured on: values of the metric compare when these are
+  /// the same, whatever the threshold.
+  std::string eval_hash() const;
 };
 inline constexpr int64_t kLockFormat = 2;  // 1 had no max_seq_len
 

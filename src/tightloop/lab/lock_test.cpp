@@ -91,6 +91,12 @@ TEST(Lock, FileIsRefusedWhenItWasEdited) {
   EXPECT_EQ(back.threshold, lock.threshold);
   EXPECT_EQ(back.runs, lock.runs);
   EXPECT_EQ(back.max_seq_len, 512);
+  TargetLock other = lock;
+  other.threshold = 1.0;
+  EXPECT_EQ(other.eval_hash(), lock.eval_hash());
+  EXPECT_NE(other.hash(), lock.hash());
+  other.max_seq_len = 256;
+  EXPECT_NE(other.eval_hash(), lock.eval_hash());
   std::string text = read_file(path);
   text.replace(text.find("1.23"), 4, "1.33");
   std::ofstream(path) << text;

@@ -255,6 +255,17 @@ std::string divergence_of(const std::string& run_folder) {
   return divergence(read_steps(path), validation);
 }
 
+/// T_end beside the crossing: from the end of the run and a prior of how the end falls with the
+/// horizon, which is in nats, so for bits per byte in the ratio of the two metrics.
+void add_end_horizon(LedgerRow& row, const TargetLock& lock) {
+  const auto clock = row.number("train_clock_sec"), loss = row.number("final_val_loss"),
+             bpb = row.number("final_val_bpb");
+  if (!clock || !loss || (lock.metric == "val_bpb" && !bpb)) return;
+  const double last = lock.metric == "val_bpb" ? *bpb : *loss;
+  const double t = end_horizon_sec(*clock, last, lock.threshold, kHorizonNats * (last / *loss));
+  if (std::isfinite(t)) row.set("ttt_end_horizon_sec", t);
+}
+
 }  // namespace
 
 std::vector<MeasuredPoint> measured_points(const std::string& run_folder,
@@ -305,6 +316,9 @@ LedgerRow row_of_run(const std::string& run_folder,
   add_identity(row, json_of(run_path), run_path);
   if (fs::exists(in(run_folder, "steps.bin")))
     add_steps(row, read_steps(in(run_folder, "steps.bin")));
+  if (const auto flops = row.number("flops_per_token"), rate = row.number("tok_per_sec_median");
+      flops && rate && experiment.peak_gflops > 0.0)
+    row.set("mfu_median", *flops * *rate / (1e9 * experiment.peak_gflops));
   const std::string summary_path = in(run_folder, "summary.json");
   const std::string outcome_path = in(run_folder, "outcome.json");
   const Json summary = json_of(summary_path), outcome = json_of(outcome_path);
@@ -325,6 +339,7 @@ LedgerRow row_of_run(const std::string& run_folder,
 
   if (lock != nullptr) {
     row.set("lock_hash", lock->hash());
+    row.set("eval_hash", lock->eval_hash());
     row.set("data_hash", lock->data_sha256);
     row.set("target_metric_name", lock->metric);
     row.set("target_metric_threshold", lock->threshold);
@@ -334,6 +349,7 @@ LedgerRow row_of_run(const std::string& run_folder,
       row.set("time_to_target_sec_measured", c.train_sec);
       row.set("ttt_lo", c.low_sec);
       row.set("ttt_hi", c.high_sec);
+      row.set("ttt_observed_frac", 1.0);
       row.set("ttt_linear_sec", c.linear_sec);
       row.set("ttt_nanochat_sec", c.nanochat_sec);
       row.set("ttt_process_sec", c.process_sec);
@@ -345,6 +361,7 @@ LedgerRow row_of_run(const std::string& run_folder,
       detail = "the first evaluation is at or below the target already: it is too easy";
     }
   }
+  if (lock != nullptr && status == "ok") add_end_horizon(row, *lock);
   const std::string check_path = in(run_folder, "resume_check.json");
   if (const Json check = json_of(check_path); !check.empty()) {
     row.set("resume_check", get_string(check, "result", check_path));
