@@ -231,9 +231,15 @@ void add_train(CLI::App& app, Runner& runner) {
     runner = [flags, json, parent] {
       if (*parent != 0) end_with_parent(*parent);
       flags->resolve();
-      Trainer trainer(flags->config, flags->options);
+      std::optional<Trainer> trainer;
+      try {
+        trainer.emplace(flags->config, flags->options);
+      } catch (const Error& error) {
+        record_failure(flags->config, error);
+        throw;
+      }
       TrainView view(*json);
-      const TrainResult result = trainer.run(view, g_stop);
+      const TrainResult result = trainer->run(view, g_stop);
       view.finish(result);
       return result.interrupted ? kInterrupted : kDone;
     };

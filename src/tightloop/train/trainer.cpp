@@ -165,7 +165,12 @@ void Trainer::copy_checkpoint(const std::string& folder) {
 }
 
 TrainResult Trainer::run(TrainObserver& observer, const std::atomic<bool>& stop) {
-  return impl_->run(observer, stop);
+  try {
+    return impl_->run(observer, stop);
+  } catch (const Error& error) {
+    impl_->record_failure(error);
+    throw;
+  }
 }
 
 }  // namespace tightloop

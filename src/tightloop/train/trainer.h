@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tightloop/core/error.h"
 #include "tightloop/optim/schedule.h"
 #include "tightloop/optim/transfer.h"
 #include "tightloop/text/tokenizer.h"
@@ -115,12 +116,17 @@ class Trainer {
   /// Trains; `stop` is looked at before every micro-step and every batch of an evaluation: an
   /// unfinished one is given up and taken again when the run is resumed. Error{oom} before anything
   /// is written when the plan is larger than memory. On Error{numeric} the run folder is left as it
-  /// is with a summary saying so.
+  /// is with a summary saying so. These, and what record_failure() names, are a row of results.csv.
   TrainResult run(TrainObserver& observer, const std::atomic<bool>& stop);
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// The row in results.csv of a run for which no Trainer could be made: oom, io_error or
+/// config_error, and the columns that follow from the flags alone. No row for other kinds of error,
+/// and a warning in place of one that cannot be written.
+void record_failure(const TrainConfig& config, const Error& error);
 
 }  // namespace tightloop

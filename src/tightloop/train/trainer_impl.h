@@ -130,6 +130,8 @@ struct Trainer::Impl {
   double smoothed(int64_t steps) const;
   OrderedJson summary_json() const;
   void append_result_row() const;
+  /// The row of a run that ends with this error, unless it has one.
+  void record_failure(const Error& error);
   void close(std::string status);
 
   // trainer.cpp

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/build_info.h"
+#include "tightloop/core/log.h"
 #include "tightloop/core/threads.h"
 #include "tightloop/io/csv.h"
 #include "tightloop/io/host_info.h"
@@ -29,6 +30,34 @@ double schedule_share(const Schedule& schedule) {
   for (int64_t s = 0; s < schedule.steps(); ++s)
     sum += schedule.lr_multiplier(s) * schedule.weight_decay_multiplier(s);
   return sum / static_cast<double>(schedule.steps());
+}
+
+/// Of results.csv; "" for errors that are no status of a run or have been recorded as one.
+std::string_view status_of(const Error& error) {
+  switch (error.kind()) {
+    case ErrorKind::oom:
+      return "oom";
+    case ErrorKind::io:
+      return "io_error";
+    case ErrorKind::usage:
+    case ErrorKind::shape:
+    case ErrorKind::dtype:
+    case ErrorKind::unsupported:
+    case ErrorKind::data:
+      return "config_error";
+    default:
+      return "";
+  }
+}
+
+/// The row of a failed run must not hide why it failed.
+template <typename Write>
+void without_errors(const Write& write) {
+  try {
+    write();
+  } catch (const Error& error) {
+    log(LogLevel::warning, fmt::format("no row in results.csv: {}", error.message()));
+  }
 }
 
 }  // namespace
@@ -124,7 +153,7 @@ void Trainer::Impl::fill_result() {
   result.peak_bytes = peak_memory_block_bytes();
   result.peak_resident_bytes = peak_resident_bytes();
   result.time_to_target_s = time_to_target;
-  result.run_folder = folder->path();
+  if (folder) result.run_folder = folder->path();
 }
 
 double Trainer::Impl::smoothed(int64_t steps) const {
@@ -170,6 +199,9 @@ OrderedJson Trainer::Impl::summary_json() const {
 }
 
 void Trainer::Impl::append_result_row() const {
+  const auto measured = [this](double value) {
+    return history.empty() ? std::optional<double>() : std::optional<double>(value);
+  };
   CsvRow row;
   row.add(std::string_view(started)).add(std::string_view(build_info().commit));
   row.add(std::string_view(config.run)).add(config.seed).add(config.depth);
@@ -182,11 +214,24 @@ void Trainer::Impl::append_result_row() const {
   else
     row.add_missing().add_missing();
   row.add(result.time_to_target_s).add_missing().add("none");
-  row.add(result.tokens_per_second).add(result.dt_median_ms).add(result.counted_seconds);
-  row.add(result.final_train_loss).add(result.min_val_bpb).add(mib(result.peak_bytes));
+  row.add(measured(result.tokens_per_second)).add(measured(result.dt_median_ms));
+  row.add(measured(result.counted_seconds)).add(measured(result.final_train_loss));
+  row.add(result.min_val_bpb);
+  row.add(result.peak_bytes > 0 ? std::optional<double>(mib(result.peak_bytes)) : std::nullopt);
   row.add(std::string_view(result.status));
-  append_csv_row((fs::path(folder->path()).parent_path() / "results.csv").string(),
-                 result_columns(), row);
+  const fs::path runs = folder ? fs::path(folder->path()).parent_path() : fs::path(config.run_dir);
+  append_csv_row((runs / "results.csv").string(), result_columns(), row);
+}
+
+void Trainer::Impl::record_failure(const Error& error) {
+  result.status = status_of(error);
+  // Of a run that could not be continued, the row is that of the process that began it.
+  if (result.status.empty() || (!folder && !resume_checkpoint.empty())) return;
+  without_errors([this] {
+    fill_result();
+    if (!folder) make_directories(config.run_dir);
+    append_result_row();
+  });
 }
 
 void Trainer::Impl::close(std::string status) {
@@ -194,6 +239,27 @@ void Trainer::Impl::close(std::string status) {
   fill_result();
   folder->finish(summary_json());
   append_result_row();
+}
+
+void record_failure(const TrainConfig& config, const Error& error) {
+  const std::string_view status = status_of(error);
+  if (status.empty() || config.resume) return;
+  CsvRow row;
+  row.add(std::string_view(utc_timestamp())).add(std::string_view(build_info().commit));
+  row.add(std::string_view(config.run)).add(config.seed).add(config.depth);
+  row.add(config.max_seq_len).add(config.device_batch_size);
+  const std::vector<std::string>& columns = result_columns();
+  for (size_t i = static_cast<size_t>(row.fields()); i + 1 < columns.size(); ++i) {
+    if (columns[i] == "extrapolation_method")
+      row.add("none");
+    else
+      row.add_missing();
+  }
+  row.add(status);
+  without_errors([&] {
+    make_directories(config.run_dir);
+    append_csv_row((fs::path(config.run_dir) / "results.csv").string(), columns, row);
+  });
 }
 
 }  // namespace tightloop
