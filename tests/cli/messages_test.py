@@ -73,6 +73,60 @@ class Messages(Case):
             self.fails(3, *command, "/nonexistent", says=["'/nonexistent' does not exist", "shard"],
                        hint="tightloop data synth")
 
+    def test_text_that_gives_no_data(self):
+        text, book = self.dir / "text", self.dir / "book.txt"
+        text.mkdir()
+        (self.dir / "empty").mkdir()
+        (self.dir / "blank.txt").write_text("")
+        (self.dir / "two.txt").write_text("one\n\ntwo\n")
+        book.write_text("the cat sat on the mat. " * 40)
+        (text / ".hidden").write_bytes(b"\0")
+        (text / "a.txt").write_text("the cat sat on the mat. " * 40)
+        train = ["tokenizer", "train", "-o", "tok.json", "--vocab-size", "300"]
+        self.fails(3, *train, "nope", says=["nope: no such file or folder"], hint="text file")
+        self.fails(2, *train, "empty", says=["empty: no file in this folder"])
+        self.fails(2, *train, "blank.txt", says=["blank.txt: no text to train on in 1 file"])
+        self.assertFalse((self.dir / "tok.json").exists())
+        made = self.run_tool(*train, text)
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertIn("characters of 1 file\n", made.stdout)
+        self.assertIn("fewer than the 300 asked for", made.stderr)
+        # The command that it names works, and what that makes can be trained on.
+        self.assertIn("--separator '\\n\\n'`", made.stderr)
+        tokenize = ["data", "tokenize", "-o", "tok", "--tokenizer", "tok.json"]
+        self.fails(3, *tokenize, "nope", says=["nope: no such file or folder"], hint="--separator")
+        self.fails(2, *tokenize, "empty", says=["empty: no file in this folder"])
+        self.fails(3, *tokenize, text, "--val", "nope", says=["--val", "nope: no such file"])
+        self.fails(2, *tokenize, text, "--val", "blank.txt", says=["blank.txt: no document", "--val"])
+        self.fails(2, *tokenize, text, says=["a.txt: one document only: nothing is left"],
+                   hint="--separator '\\n\\n' (a document for each paragraph), or give validation "
+                        "text with --val FILE")
+        self.fails(2, *tokenize, book, "--separator", "@@", says=["--separator occurs nowhere"],
+                   hint="--val FILE")
+        self.fails(2, *tokenize, book, "--val-fraction", "2", says=["--val-fraction: 2"])
+        self.fails(2, *tokenize, book, "--max-document-tokens", "1",
+                   says=["--max-document-tokens: 1 is too few"])
+        self.assertFalse((self.dir / "tok").exists())
+        without = self.run_tool(*tokenize, book, "--val-fraction", "0")
+        self.assertEqual(without.returncode, 0, without.stderr)
+        self.assertIn("no validation text", without.stderr)
+        self.assertNotIn("next:", without.stderr)
+        # A shard beside its tokenizer.
+        shown = self.run_tool("data", "inspect", "tok/train_000000.bin")
+        self.assertEqual(shown.returncode, 0, shown.stderr)
+        self.assertIn("the cat sat", shown.stdout)
+        self.fails(2, "data", "inspect", "tok", "--documents", "-1", says=["--documents: -1"])
+        # The arguments in the wrong order; letters for ids.
+        self.fails(2, "tokenizer", "encode", book, "tok.json", says=["book.txt", "not valid JSON"],
+                   hint="the tokenizer comes first, then the text")
+        self.fails(3, "tokenizer", "encode", text, hint="tightloop tokenizer train")
+        self.fails(2, "tokenizer", "decode", "tok.json", book, says=["'the' is not a whole number"],
+                   hint="tokenizer encode")
+        self.fails(2, "data", "fetch", "blank.txt", "-o", "f", says=["blank.txt: no URL"])
+        self.fails(2, "data", "fetch", text, "-o", "f", says=["but a folder"])
+        self.fails(2, "data", "synth", "s", "--train-tokens", "0",
+                   says=["0 training and 262144 validation tokens: expected at least 1 of each"])
+
     def test_presets_are_explained(self):
         shown = self.run_tool("train", "--help").stdout
         self.assertRegex(shown, r"\n +quick: .*layers.*steps")
@@ -381,7 +435,7 @@ class Messages(Case):
         refused = self.fails(3, *large, "1000000", says=["the plan needs", "activations"],
                              hint="--device-batch-size")
         fitting = int(re.search(r"--device-batch-size (\d+)", refused.stderr)[1])
-        self.assertEqual(fitting & (fitting - 1), 0)
+        self.assertEqual(1000000 % fitting, 0)
         needed, free = (float(x) for x in re.search(r"needs ([\d.]+) GiB, ([\d.]+) GiB are free",
                                                     refused.stderr).groups())
         each = needed / 1000000   # nearly all of it grows with the micro-batch
@@ -404,7 +458,7 @@ class Messages(Case):
         self.assertEqual(result.returncode, 3, result.stderr)
         self.assertIn("the plan needs", result.stderr)
         self.assertIn("activations", result.stderr)
-        self.assertIn("hint: use `--device-batch-size 8192`", result.stderr)
+        self.assertIn("hint: use `--device-batch-size 5000`", result.stderr)
         self.assertEqual([path.name for path in (self.dir / "runs").iterdir()], ["results.csv"])
         row, = self.result_rows()
         self.assertEqual((row["status"], row["depth"], row["dt_median_ms"]), ("oom", "1", ""))
