@@ -4,7 +4,8 @@
 1. Layers: a file of src/tightloop/<layer>/ includes only itself, core, and the layers in LAYERS.
 2. Ops: no op includes another op; what ops share lives in ops/common/.
 3. Voice: nothing but cli prints or ends the process (tests, benches and fuzz targets may).
-4. CUDA: no CUDA, NCCL or MPI header outside .cu, .cuh, dist/nccl.cpp and dist/mpi.cpp.
+4. CUDA: no CUDA, NCCL or MPI header outside .cu, .cuh and GPU_FILES, cuDNN in one file alone; a
+   .cuh is included by .cu and .cuh only; TL_CUDA is asked for in TL_CUDA_FILES only.
 5. Roots: a project header is included as "tightloop/<layer>/...", never by a relative path.
 
 Usage: tools/check_layers.py [ROOT]    ROOT is the project folder (default: the one of this script)
@@ -39,7 +40,9 @@ LAYERS = {
 # Above every layer: they may include anything. A *_testing.h is for them alone.
 FREE_SUFFIXES = ("_test.cpp", "_bench.cpp", "_fuzz.cpp", "_test.cu", "_testing.h")
 SOURCES = {".h", ".cpp", ".cu", ".cuh"}
-GPU_FILES = {"dist/nccl.cpp", "dist/mpi.cpp"}
+CUDNN_FILE = "ops/attention/attention_cudnn.cpp"
+GPU_FILES = {"dist/nccl.cpp", "dist/mpi.cpp", CUDNN_FILE}
+TL_CUDA_FILES = {"core/cuda_device_none.cpp", "engine/ceilings.cpp", "ops/common/dispatch.h"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 PRINTING = re.compile(
@@ -49,6 +52,7 @@ PRINTING = re.compile(
     r"|\b(fprintf|fputs|fputc|fwrite|vfprintf)\s*\([^;]*\b(stdout|stderr)\b"
     r"|(?<![\w.>])(std::)?(exit|_Exit|_exit|abort|quick_exit|terminate)\s*\("
 )
+TL_CUDA = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b.*\bTL_CUDA\b")
 GPU_HEADER = re.compile(
     r"^(cuda|cublas|cudnn|nccl|curand|cusparse|cusolver|nvtx|nvToolsExt|cub/|thrust/|cute/|cutlass/|mpi\.h)"
 )
@@ -96,12 +100,19 @@ def check_file(path, layer, relative):
             yield number, f'"{target}" must be included as "tightloop/<layer>/..."'
         if target.endswith("_testing.h") and not free:
             yield number, f'"{target}" is for tests only'
-        if (
-            GPU_HEADER.match(target)
-            and path.suffix not in {".cu", ".cuh"}
-            and relative.as_posix() not in GPU_FILES
-        ):
-            yield number, f"{target}: GPU and MPI headers belong in .cu, .cuh, dist/nccl.cpp or dist/mpi.cpp"
+        kernel_file = path.suffix in {".cu", ".cuh"}
+        if target.startswith("cudnn"):
+            if relative.as_posix() != CUDNN_FILE:
+                yield number, f"{target}: cuDNN is wrapped by {CUDNN_FILE} alone"
+        elif GPU_HEADER.match(target) and not kernel_file and relative.as_posix() not in GPU_FILES:
+            yield number, f"{target}: GPU and MPI headers belong in .cu, .cuh, {', '.join(sorted(GPU_FILES))}"
+        elif target.endswith(".cuh") and not kernel_file:
+            yield number, f"{target}: only .cu and .cuh include a .cuh; declare the function in a .h"
+
+    if relative.as_posix() not in TL_CUDA_FILES:
+        for number, line in enumerate(text.splitlines(), 1):
+            if TL_CUDA.match(line):
+                yield number, f"TL_CUDA is asked for in {', '.join(sorted(TL_CUDA_FILES))} only; ask cuda::built()"
 
     if layer != "cli" and not free:
         for number, line in enumerate(strip_noise(text).splitlines(), 1):

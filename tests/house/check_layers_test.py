@@ -123,6 +123,41 @@ class CheckLayers(unittest.TestCase):
             "dist/mpi.cpp": "#include <mpi.h>\n",
         })
 
+    def test_kernel_files_obey_the_layers_too(self):
+        self.expect_one(
+            {"ops/a/a.cu": '#include <cuda_runtime.h>\n#include "tightloop/engine/plan.h"\n'},
+            "src/tightloop/ops/a/a.cu:2:", "ops may not include engine",
+        )
+        self.expect_one(
+            {"ops/a/a.cu": '#include "tightloop/ops/b/b_device.cuh"\n'},
+            "src/tightloop/ops/a/a.cu:1:", "op a includes op b",
+        )
+        self.expect_one({"ops/common/a.cuh": '#include "b.cuh"\n'}, "src/tightloop/ops/common/a.cuh:1:")
+        self.expect_one({"ops/a/a.cu": 'void f() { printf("x"); }\n'}, "src/tightloop/ops/a/a.cu:1:")
+
+    def test_cuh_is_for_kernel_files(self):
+        header = '#include "tightloop/ops/common/rows.cuh"\n'
+        for name in ("ops/a/a.h", "ops/a/a.cpp", "ops/a/a_test.cpp"):
+            with self.subTest(name):
+                self.expect_one({name: header}, f"src/tightloop/{name}:1:", "only .cu and .cuh")
+        self.expect_clean({"ops/a/a.cu": header, "ops/common/b.cuh": header})
+
+    def test_cudnn_has_one_file(self):
+        wrapper = "ops/attention/attention_cudnn.cpp"
+        self.expect_clean({wrapper: "#include <cuda_runtime.h>\n#include <cudnn.h>\n"})
+        for name in ("ops/attention/attention.cu", "ops/attention/attention.cpp"):
+            with self.subTest(name):
+                self.expect_one({name: "#include <cudnn.h>\n"}, f"src/tightloop/{name}:1:", wrapper)
+
+    def test_the_build_switch_is_asked_for_in_few_files(self):
+        for line in ("#ifdef TL_CUDA", "#  if defined(TL_CUDA)", "#elif TL_CUDA"):
+            with self.subTest(line):
+                self.expect_one({"train/a.cpp": line + "\n"}, "src/tightloop/train/a.cpp:1:", "cuda::built")
+        self.expect_clean({
+            "ops/common/dispatch.h": "#ifdef TL_CUDA\n#define TL_CUDA_KERNEL(call) call\n#endif\n",
+            "train/a.cpp": "TL_CUDA_KERNEL(f());\n",
+        })
+
     def test_usage(self):
         done = subprocess.run(
             [sys.executable, SCRIPT, "/nonexistent"], capture_output=True, text=True, check=False
