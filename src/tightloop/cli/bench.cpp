@@ -103,7 +103,7 @@ class Rig {
         config.total_batch_size ? std::max<int64_t>(1, *config.total_batch_size / T) : INT64_MAX;
     spec_.batch = std::min(config.device_batch_size, most);
     spec_.rewrites = config.enabled_rewrites();
-    spec_.rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes};
+    spec_.rewrite_options = config.rewrite_options();
     spec_.device = config.device;
     spec_.dtype = config.dtype;
     const int64_t tokens = config.total_batch_size.value_or(micro_tokens());

@@ -99,7 +99,7 @@ std::vector<Stage> stages_of(const TrainConfig& config,
       trainer.programs()
           .slots->all()[static_cast<size_t>(trainer.programs().slots->get(kTokensSlot).index)]
           .type.shape[0];
-  spec.rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes};
+  spec.rewrite_options = config.rewrite_options();
   spec.device = config.device;
   spec.dtype = config.dtype;
   std::vector<Stage> stages;

@@ -41,6 +41,11 @@ std::string to_string(const EvalWindow& window) {
   return fmt::format("{}:{}:{}", window.first, window.last, window.every);
 }
 
+RewriteOptions TrainConfig::rewrite_options() const {
+  const int64_t usual = int64_t{device == Device::cuda ? 1024 : 64} << 20;
+  return {.ce_chunk_bytes = ce_chunk_bytes.value_or(usual)};
+}
+
 std::vector<std::string> TrainConfig::enabled_rewrites() const {
   std::vector<std::string> names;
   for (const auto& [name, on] : rewrites) {
@@ -169,7 +174,8 @@ void declare_train_options(Options& o, TrainConfig& c) {
     o.add(std::string(rewrite.name), "rewrite." + std::string(rewrite.name),
           &c.rewrites[std::string(rewrite.name)], std::string(rewrite.help));
   o.add("ce-chunk-bytes", "rewrite.ce_chunk_bytes", &c.ce_chunk_bytes, "bytes",
-        "budget of chunked-ce for logits and their gradient", {4096});
+        "budget of chunked-ce for logits and their gradient (not set: 64 MiB; on cuda 1 GiB)",
+        {4096});
 }
 
 std::vector<std::string> train_preset_names() {

@@ -9,6 +9,7 @@
 #include "tightloop/core/exec.h"
 #include "tightloop/core/options.h"
 #include "tightloop/core/recipe.h"
+#include "tightloop/engine/rewrite/rewrite.h"
 #include "tightloop/model/nanochat.h"
 #include "tightloop/optim/groups.h"
 #include "tightloop/optim/schedule.h"
@@ -83,10 +84,13 @@ struct TrainConfig {
 
   // rewrites
   std::map<std::string, bool> rewrites;  // by name
-  int64_t ce_chunk_bytes = int64_t{64} << 20;
+  std::optional<int64_t> ce_chunk_bytes;
 
   TrainConfig();
   std::vector<std::string> enabled_rewrites() const;
+  /// The budget given, or the device's: 64 MiB on the CPU, whose caches it should not leave far
+  /// behind, and 1 GiB on cuda, where products of few rows starve the tensor cores.
+  RewriteOptions rewrite_options() const;
 };
 
 /// Declares every option of `train` on the fields of `config`, which must outlive `options`.

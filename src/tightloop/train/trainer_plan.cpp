@@ -151,7 +151,7 @@ TrainPrograms Trainer::Impl::build_programs(const NanochatConfig& model,
   return build_train_programs({.model = model,
                                .batch = micro_batch,
                                .rewrites = config.enabled_rewrites(),
-                               .rewrite_options = {.ce_chunk_bytes = config.ce_chunk_bytes},
+                               .rewrite_options = config.rewrite_options(),
                                .device = config.device,
                                .dtype = config.dtype},
                               groups);

@@ -4,7 +4,7 @@
 #include <map>
 #include <mutex>
 
-#include "tightloop/ops/common/cuda_kernel.cuh"
+#include "tightloop/ops/common/cuda_map.cuh"
 #include "tightloop/ops/common/gemm_cuda.h"
 
 namespace tightloop {
@@ -144,6 +144,40 @@ const Product& prepared(
   return products.emplace(key, prepare(g, batch, e, e_ld, e_stride)).first->second;
 }
 
+__device__ inline float squared_relu(float v) {
+  const float positive = v > 0.0f ? v : (v != v ? v : 0.0f);
+  return positive * positive;
+}
+
+struct Relu2 {
+  __device__ void operator()(const float (&v)[1], float (&y)[1]) const {
+    y[0] = squared_relu(v[0]);
+  }
+};
+struct Relu2Bwd {
+  __device__ void operator()(const float (&v_e)[2], float (&y)[1]) const {
+    y[0] = v_e[0] * (2.0f * sqrtf(v_e[1]));
+  }
+};
+struct AddE {
+  __device__ void operator()(const float (&v_e)[2], float (&y)[1]) const { y[0] = v_e[1] + v_e[0]; }
+};
+
+/// Over a C without gaps and an e of its type.
+template <typename C>
+void map_epilogue(const Exec& exec, const Gemm& g) {
+  C* c = static_cast<C*>(g.c.data);
+  const C* e = static_cast<const C*>(g.e.data);
+  const int64_t n = g.M * g.N;
+  if (g.epilogue == GemmEpilogue::relu2) {
+    cuda_map<C, 1, 1>(exec, "gemm's epilogue", n, {c}, {c}, Relu2{});
+  } else if (g.epilogue == GemmEpilogue::relu2_bwd) {
+    cuda_map<C, 2, 1>(exec, "gemm's epilogue", n, {c, e}, {c}, Relu2Bwd{});
+  } else {
+    cuda_map<C, 2, 1>(exec, "gemm's epilogue", n, {c, e}, {c}, AddE{});
+  }
+}
+
 template <typename C, typename E>
 __global__ void epilogue_kernel(C* c,
                                 const E* e,
@@ -160,8 +194,7 @@ __global__ void epilogue_kernel(C* c,
   const float v = load_as_float(to);
   float y = 0.0f;
   if (epilogue == GemmEpilogue::relu2) {
-    const float positive = v > 0.0f ? v : (v != v ? v : 0.0f);
-    y = positive * positive;
+    y = squared_relu(v);
   } else {
     const float x = load_as_float(e + blockIdx.y * e_stride + i / cols * e_ld + i % cols);
     y = epilogue == GemmEpilogue::add ? x + v : v * (2.0f * sqrtf(x));
@@ -179,6 +212,12 @@ void launch_epilogue(const Exec& exec, const Gemm& g, const GemmBatch& batch) {
 }
 
 void run_epilogue(const Exec& exec, const Gemm& g, const GemmBatch& batch) {
+  const bool no_gaps = batch.count == 1 && g.c.ld == g.N &&
+                       (g.e.data == nullptr || (g.e.ld == g.N && g.e.dtype == g.c.dtype));
+  if (no_gaps)
+    return with_cuda_type(g.c.dtype, "gemm", [&](auto* c) {
+      map_epilogue<std::remove_pointer_t<decltype(c)>>(exec, g);
+    });
   with_cuda_type(g.c.dtype, "gemm", [&](auto* c) {
     with_cuda_type(g.e.data == nullptr ? DType::f32 : g.e.dtype, "gemm", [&](auto* e) {
       launch_epilogue<std::remove_pointer_t<decltype(c)>, std::remove_pointer_t<decltype(e)>>(
@@ -209,12 +248,18 @@ int64_t gemm_cuda_workspace_bytes() {
   return kWorkspaceBytes;
 }
 
-void gemm_cuda(const Exec& exec, const Gemm& g, const GemmBatch& batch) {
+void gemm_cuda(const Exec& exec,
+               const Gemm& g,
+               const GemmBatch& batch,
+               const GemmCudaFactors& factors) {
   check_product(g, batch);
   if (g.M == 0 || g.N == 0 || batch.count == 0) return;
   // What is added comes through beta where its type allows it.
   const bool adds_e = g.epilogue == GemmEpilogue::add && g.e.dtype == g.c.dtype;
-  const float alpha = 1.0f, beta = g.accumulate || adds_e ? 1.0f : 0.0f;
+  if (factors.added != 1.0f && !adds_e)
+    fail(ErrorKind::unsupported, "gemm on cuda: a factor {} without a sum of C's type to scale",
+         factors.added);
+  const float alpha = factors.product, beta = adds_e ? factors.added : (g.accumulate ? 1.0f : 0.0f);
   const void* e = adds_e ? g.e.data : g.c.data;
   const int64_t e_ld = adds_e ? g.e.ld : g.c.ld;
   const int64_t e_stride = adds_e ? batch.e_stride : batch.c_stride;

@@ -107,9 +107,11 @@ inline void check_op(const TestProgram& test, const OpTestOptions& options = {})
     for (size_t i = 0; i < outputs.size(); ++i) {
       if (!is_float(b.type(outputs[i]).dtype)) continue;
       const std::string name = "loss_weight." + std::to_string(i);
-      slots->add({name, b.type(outputs[i]), SlotRole::constant});
-      weights.emplace_back(name, b.type(outputs[i]));
-      const Value term = sum(b, mul(b, outputs[i], b.slot(name)));
+      const bool narrow = b.type(outputs[i]).dtype == DType::bf16;
+      const Value output = narrow ? cast(b, outputs[i], DType::f32) : outputs[i];
+      slots->add({name, b.type(output), SlotRole::constant});
+      weights.emplace_back(name, b.type(output));
+      const Value term = sum(b, mul(b, output, b.slot(name)));
       loss = loss ? add(b, loss, term) : term;
     }
     differentiate(program, op_table(), loss, {});

@@ -114,6 +114,10 @@ int64_t scratch_gate_bwd(const OpTypes& t, const Attrs&) {
   return t.has_update(0) ? kHeadGateBlocks * t.update(0).bytes() : 0;
 }
 
+int64_t scratch_gate_bwd_cuda(const OpTypes& t, const Attrs&) {
+  return t.has_update(0) ? kHeadGateCudaBlocks * t.update(0).bytes() : 0;
+}
+
 Cost cost_gate_bwd(const OpTypes& t, const Attrs&) {
   const Type &h = t.input(2), &w = t.input(3);
   const int64_t touched = h.shape.rows() * w.shape.cols() * size_of(h.dtype);
@@ -188,7 +192,7 @@ const OpEntry kEntries[] = {
     {{.name = "head_gate_bwd", .infer = infer_gate_bwd, .cost = cost_gate_bwd, .inplace = {{0, 4}}},
      run_gate_bwd,
      scratch_gate_bwd,
-     scratch_gate_bwd},
+     scratch_gate_bwd_cuda},
     {{.name = "gated_add",
       .infer = infer_add,
       .vjp = vjp_add,

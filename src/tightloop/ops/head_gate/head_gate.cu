@@ -65,18 +65,21 @@ __global__ void __launch_bounds__(kLaneThreads) dw_partial(const float* dg,
   if (i >= heads * m) return;
   const int64_t block = blockIdx.y, j = i / m, c = i % m;
   float sum = 0.0f;
-  for (int64_t r = block * rows / kHeadGateBlocks; r < (block + 1) * rows / kHeadGateBlocks; ++r)
+  for (int64_t r = block * rows / kHeadGateCudaBlocks; r < (block + 1) * rows / kHeadGateCudaBlocks;
+       ++r)
     sum += score_grad(dg[r * heads + j], g[r * heads + j], kappa) * load_as_float(h + r * cols + c);
   partial[block * heads * m + i] = sum;
 }
 
+/// A block a weight.
 __global__ void __launch_bounds__(kLaneThreads)
     dw_sum(const float* partial, float* dw, int64_t weights) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(kLaneThreads) + threadIdx.x;
-  if (i >= weights) return;
-  float sum = dw[i];
-  for (int64_t block = 0; block < kHeadGateBlocks; ++block) sum += partial[block * weights + i];
-  dw[i] = sum;
+  const int64_t i = blockIdx.x;
+  float sum = 0.0f;
+  for (int64_t block = threadIdx.x; block < kHeadGateCudaBlocks; block += kLaneThreads)
+    sum += partial[block * weights + i];
+  sum = block_sum<kLaneThreads>(sum);
+  if (threadIdx.x == 0) dw[i] += sum;
 }
 
 /// Rows are heads.
@@ -145,9 +148,10 @@ void launch_gate_bwd(const Exec& exec, const HeadGateBwd& a) {
   if (!a.dw.empty()) {
     float* partial = reinterpret_cast<float*>(exec.scratch.data());
     const unsigned blocks = grid_for(weights, kLaneThreads);
-    dw_partial<T><<<dim3(blocks, kHeadGateBlocks), kLaneThreads, 0, cuda_stream(exec)>>>(
+    dw_partial<T><<<dim3(blocks, kHeadGateCudaBlocks), kLaneThreads, 0, cuda_stream(exec)>>>(
         dg, g, a.h.as<T>(), partial, rows, cols, heads, m, kappa);
-    dw_sum<<<blocks, kLaneThreads, 0, cuda_stream(exec)>>>(partial, a.dw.as<float>(), weights);
+    dw_sum<<<grid_for(weights, 1), kLaneThreads, 0, cuda_stream(exec)>>>(partial, a.dw.as<float>(),
+                                                                         weights);
   }
   const T* dh_in = a.dh_in.empty() ? nullptr : a.dh_in.as<T>();
   const int64_t width = dh_in == a.dh.as<T>() ? m : cols, n = rows * width;

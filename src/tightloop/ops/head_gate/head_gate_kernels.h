@@ -5,6 +5,7 @@
 namespace tightloop {
 
 constexpr int64_t kHeadGateBlocks = 64;  // row blocks of the weight gradient: fixed, so bits repeat
+constexpr int64_t kHeadGateCudaBlocks = 1024;  // the same on cuda
 
 void head_gate_fwd_ref(const HeadGateFwd& args);
 void head_gate_bwd_ref(const HeadGateBwd& args);
