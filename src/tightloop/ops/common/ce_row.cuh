@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cfloat>
+#include <type_traits>
 
 #include "tightloop/ops/common/cuda_pack.cuh"
 
@@ -21,16 +22,28 @@ __device__ inline float exp_fast(float x) {
   return exp2_fast(x * 1.44269504f);
 }
 
+/// e^x of logits stored as T: to the last bits where they are f32, else fast.
+template <typename T>
+__device__ inline float exp_of(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return expf(x);
+  } else {
+    return exp_fast(x);
+  }
+}
+
 /// How a stored logit enters the loss: as it is, or softcapped.
 struct PlainLogit {
   __device__ float value(float z) const { return z; }
   __device__ float slope(float) const { return 1.0f; }  // d value / d z at this value
 };
-/// cap * tanh(z / cap), absolute error 3e-7 * cap.
+/// cap * tanh(z / cap); of logits that are not f32 with an absolute error of 3e-7 * cap.
+template <typename T>
 struct CappedLogit {
   float cap, inverse, rate;
   explicit CappedLogit(float c) : cap(c), inverse(1.0f / c), rate(2.88539008f / c) {}
   __device__ float value(float z) const {
+    if constexpr (std::is_same_v<T, float>) return cap * tanhf(z * inverse);
     // 1 - 2 / (1 + e^2u), u = z / cap
     return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(z * rate));
   }
@@ -64,14 +77,14 @@ __device__ float ce_lse(const T* x, int64_t vocab, const Logit& logit) {
       most = fmaxf(most, v[j]);
     }
     if (most > top) {
-      sum *= exp_fast(top - most);
+      sum *= exp_of<T>(top - most);
       top = most;
     }
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += c + j < vocab ? exp_fast(v[j] - top) : 0.0f;
+    for (int j = 0; j < N; ++j) sum += c + j < vocab ? exp_of<T>(v[j] - top) : 0.0f;
   }
   const float most = block_max<kCeThreads>(top);
-  return most + logf(block_sum<kCeThreads>(sum * exp_fast(top - most)));
+  return most + logf(block_sum<kCeThreads>(sum * exp_of<T>(top - most)));
 }
 
 /// Row n of the forward pass: loss and lse; lse is returned in every thread. A target that is
@@ -110,7 +123,7 @@ __device__ void ce_grad_row(const CeRows& q,
     load_floats<N>(x + c, v);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float y = logit.value(v[j]), p = exp_fast(y - lse);
+      const float y = logit.value(v[j]), p = exp_of<T>(y - lse);
       const float gradient = g * (p - (c + j == target ? 1.0f : 0.0f)) * logit.slope(y);
       v[j] = c + j < vocab ? gradient : 0.0f;
     }

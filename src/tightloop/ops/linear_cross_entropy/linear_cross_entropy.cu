@@ -54,7 +54,7 @@ void launch_rows(const Exec& exec,
         q, logits, ld, PlainLogit{}, dloss, loss, lse);
   } else {
     row_kernel<Grad><<<grid_for(rows, 1), kCeThreads, 0, cuda_stream(exec)>>>(
-        q, logits, ld, CappedLogit(cap), dloss, loss, lse);
+        q, logits, ld, CappedLogit<T>(cap), dloss, loss, lse);
   }
 }
 
