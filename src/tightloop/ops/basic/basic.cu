@@ -1,20 +1,27 @@
 #include "tightloop/ops/basic/basic_kernels.h"
-#include "tightloop/ops/common/cuda_kernel.cuh"
+#include "tightloop/ops/common/cuda_map.cuh"
 
 namespace tightloop {
 namespace {
 
-template <typename T>
-void add_typed(const Exec& exec, const T* x, const T* y, T* z, int64_t n) {
-  cuda_for_each(exec, "add", n, [=] __device__(int64_t i) {
-    store_float(z + i, load_as_float(x + i) + load_as_float(y + i));
-  });
-}
+struct Add {
+  __device__ void operator()(const float (&x)[2], float (&z)[1]) const { z[0] = x[0] + x[1]; }
+};
+struct Mul {
+  __device__ void operator()(const float (&x)[2], float (&z)[1]) const { z[0] = x[0] * x[1]; }
+};
 
-template <typename T>
-void mul_typed(const Exec& exec, const T* x, const T* y, T* z, int64_t n) {
-  cuda_for_each(exec, "mul", n, [=] __device__(int64_t i) {
-    store_float(z + i, load_as_float(x + i) * load_as_float(y + i));
+/// z = fn(x, y) element by element.
+template <typename Fn>
+void map_pairs(const Exec& exec,
+               const char* op,
+               const ConstTensorView& x,
+               const ConstTensorView& y,
+               const TensorView& z,
+               const Fn& fn) {
+  with_cuda_type(z.dtype(), op, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    cuda_map<T, 2, 1>(exec, op, z.elems(), {x.as<T>(), y.as<T>()}, {z.as<T>()}, fn);
   });
 }
 
@@ -32,10 +39,30 @@ void fill_double(const Exec& exec, double* y, double value, int64_t n) {
   cuda_for_each(exec, "fill", n, [=] __device__(int64_t i) { y[i] = value; });
 }
 
+constexpr int kCastPack = 4;
+
+template <typename From, typename To, int N>
+__global__ void __launch_bounds__(kElementThreads) cast_kernel(const From* x, To* y, int64_t n) {
+  const int64_t i = (blockIdx.x * static_cast<int64_t>(kElementThreads) + threadIdx.x) * N;
+  if (i >= n) return;
+  float v[N];
+  load_floats(x + i, v);
+  store_floats(y + i, v);
+}
+
 template <typename From, typename To>
 void cast_typed(const Exec& exec, const From* x, To* y, int64_t n) {
-  cuda_for_each(exec, "cast", n,
-                [=] __device__(int64_t i) { store_float(y + i, load_as_float(x + i)); });
+  const bool packs = n % kCastPack == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0 &&
+                     reinterpret_cast<uintptr_t>(y) % 16 == 0;
+  if (packs) {
+    cast_kernel<From, To, kCastPack>
+        <<<grid_for(n / kCastPack, kElementThreads), kElementThreads, 0, cuda_stream(exec)>>>(x, y,
+                                                                                              n);
+  } else {
+    cast_kernel<From, To, 1>
+        <<<grid_for(n, kElementThreads), kElementThreads, 0, cuda_stream(exec)>>>(x, y, n);
+  }
+  cuda::check_launch("cast");
 }
 
 constexpr int kSumThreads = 256;
@@ -72,19 +99,11 @@ __global__ void sum_partials(const double* partial, int64_t blocks, T* out) {
 }  // namespace
 
 void add_cuda(const Exec& exec, const OpCall& c) {
-  with_cuda_type(c.outputs[0].dtype(), "add", [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    add_typed(exec, c.inputs[0].as<T>(), c.inputs[1].as<T>(), c.outputs[0].as<T>(),
-              c.outputs[0].elems());
-  });
+  map_pairs(exec, "add", c.inputs[0], c.inputs[1], c.outputs[0], Add{});
 }
 
 void mul_cuda(const Exec& exec, const OpCall& c) {
-  with_cuda_type(c.outputs[0].dtype(), "mul", [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    mul_typed(exec, c.inputs[0].as<T>(), c.inputs[1].as<T>(), c.outputs[0].as<T>(),
-              c.outputs[0].elems());
-  });
+  map_pairs(exec, "mul", c.inputs[0], c.inputs[1], c.outputs[0], Mul{});
 }
 
 void sum_cuda(const Exec& exec, const OpCall& c) {
@@ -133,11 +152,7 @@ void cast_cuda(const Exec& exec, const OpCall& c) {
 }
 
 void accumulate_cuda(const Exec& exec, const OpCall& c) {
-  with_cuda_type(c.updates[0].dtype(), "store", [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    T* slot = c.updates[0].as<T>();
-    add_typed(exec, slot, c.inputs[0].as<T>(), slot, c.inputs[0].elems());
-  });
+  map_pairs(exec, "store", c.updates[0], c.inputs[0], c.updates[0], Add{});
 }
 
 void fill_cuda(const Exec& exec, const OpCall& c) {
