@@ -39,10 +39,10 @@ std::vector<int64_t> parse_seeds(const std::string& text) {
 }
 
 /// That of the experiment in the folder, or measured now.
-double peak_gflops(const std::string& folder, const std::string& name) {
+double peak_gflops(const std::string& folder, const std::string& name, const TrainConfig& config) {
   const std::string there = (fs::path(folder) / "experiments" / (name + ".json")).string();
   if (fs::exists(there)) return parse_experiment(read_file(there, 1 << 24), there).peak_gflops;
-  const Ceilings ceilings = measure_ceilings(0.4);
+  const Ceilings ceilings = measure_ceilings(0.4, config.device, config.dtype);
   if (const std::string warning = warning_of(ceilings); !warning.empty())
     talk("warning: " + warning + "\n");
   return ceilings.fma_gflops;
@@ -104,7 +104,7 @@ Experiment plan_experiment(TrainFlags& train,
   e.build_hash = build_hash();
   e.verify_resume = flags.verify_resume;
   e.silence_s = flags.silence_s;
-  e.peak_gflops = peak_gflops(folder, e.name);
+  e.peak_gflops = peak_gflops(folder, e.name, train.config);
   if (e.verify_resume && train.config.save_every > 0)
     talk(fmt::format(
         "note: --save-every {} is not used: --verify-resume saves one checkpoint before "

@@ -32,7 +32,8 @@ struct TrainPlan {
   std::vector<ParameterGroup> groups;
   std::vector<MemoryLine> memory;
   int64_t memory_bytes = 0;
-  std::string data;  // resolved folder
+  std::string data;          // resolved folder
+  DType dtype = DType::f32;  // of products and activations
   int64_t train_tokens = 0;
   Packing packing = Packing::best_fit;  // of the training rows
   std::vector<std::string> notes;       // what was derived differently than asked for

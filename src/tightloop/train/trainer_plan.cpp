@@ -108,6 +108,7 @@ void Trainer::Impl::resolve() {
   plan.rows_per_step = d.rows_per_step;
   plan.micro_steps = d.micro_steps;
   plan.groups = std::move(d.groups);
+  plan.dtype = config.dtype;
   plan.param_data_ratio = static_cast<double>(d.transfer.batch) *
                           static_cast<double>(d.transfer.steps) /
                           static_cast<double>(d.sizes.scaling);

@@ -176,7 +176,7 @@ StepProfile profile_step(const std::vector<ProfiledArm>& arms,
                                             human_bytes_text(static_cast<double>(available))))
         .with_hint("use a smaller --device-batch-size or --depth");
 
-  Ceilings ceilings = measure_ceilings(0.8);
+  Ceilings ceilings = measure_ceilings(0.8, device, plan.dtype);
   SlotStore slots(table, device);
   const Workspace workspace(plans);
   const int64_t micro_tokens = slots.view(kTokensSlot).elems();
@@ -219,13 +219,16 @@ StepProfile profile_step(const std::vector<ProfiledArm>& arms,
     }
   }
 
-  const Ceilings again = measure_ceilings(0.8);
+  const Ceilings again = measure_ceilings(0.8, device, plan.dtype);
   ceilings.fma_gflops = std::max(ceilings.fma_gflops, again.fma_gflops);
   ceilings.read_gbs = std::max(ceilings.read_gbs, again.read_gbs);
 
   StepProfile profile;
-  profile.ceilings = {ceilings.fma_gflops, ceilings.read_gbs, ceilings.threads,
-                      fmt::format("{} multiply-add, reading 128 MiB", ceilings.fma_kernel)};
+  profile.ceilings = {
+      ceilings.fma_gflops, ceilings.read_gbs, ceilings.threads,
+      device == Device::cuda
+          ? fmt::format("{}, 8192 x 8192 x 8192; reading 1 GiB", ceilings.fma_kernel)
+          : fmt::format("{} multiply-add, reading 128 MiB", ceilings.fma_kernel)};
   for (size_t i = 0; i < arms.size(); ++i) {
     const std::vector<RooflinePoint> points =
         points_of(arms[i], {bound[i].micro.get(), bound[i].optimizer.get()}, ceilings);
