@@ -44,8 +44,6 @@ endif()
 target_compile_options(tl_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${TL_CXX_FLAGS}>")
 if(TL_CUDA)
   target_compile_options(tl_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${TL_CUDA_FLAGS}>")
-  target_compile_definitions(tl_flags INTERFACE TL_CUDA=1)
-  target_link_libraries(tl_flags INTERFACE CUDA::cudart_static)
 endif()
 if(TL_THREADS_STD)
   target_compile_definitions(tl_flags INTERFACE TL_THREADS_STD=1)
@@ -87,6 +85,9 @@ function(tl_library layer)
   add_library(tl_${layer} STATIC ${sources})
   list(TRANSFORM ARG_DEPS PREPEND "tl_")
   target_link_libraries(tl_${layer} PUBLIC tl_flags ${ARG_DEPS} ${ARG_LINK})
+  if(TL_CUDA AND layer IN_LIST TL_CUDA_LAYERS)
+    tl_with_cuda(${layer} ${sources})
+  endif()
   target_sources(tl_${layer} PUBLIC FILE_SET HEADERS BASE_DIRS "${CMAKE_SOURCE_DIR}/src"
                                     FILES ${headers})
   if(TL_TESTS AND TL_CUDA AND layer STREQUAL "ops")
@@ -127,9 +128,24 @@ function(tl_library layer)
   endif()
 endfunction()
 
+# tl_with_cuda(<layer> <sources...>): gives a layer CUDA's run time, and its files TL_CUDA=1. Not
+# <name>_cpu.cpp and <name>_ref.cpp: like all other layers they compile as without CUDA, so that
+# ccache serves both builds.
+function(tl_with_cuda layer)
+  target_link_libraries(tl_${layer} PRIVATE $<LINK_ONLY:CUDA::cudart_static>)
+  set(sources ${ARGN})
+  list(FILTER sources EXCLUDE REGEX "_(cpu|ref)\\.cpp$")
+  set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_DEFINITIONS TL_CUDA=1)
+  list(FILTER sources INCLUDE REGEX "\\.cpp$")
+  set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_OPTIONS
+               "-isystem${CUDAToolkit_INCLUDE_DIRS}")
+endfunction()
+
 # Layers whose unit tests also run under the sanitizers: those that parse, thread, plan or own
 # memory. The tests in tests/ say so themselves, with LABELS sanitize.
 set(TL_SANITIZED_LAYERS core io text program engine decode train)
+# Layers that have kernels or ask for TL_CUDA.
+set(TL_CUDA_LAYERS core ops engine)
 add_custom_target(sanitize_tests)   # builds what `ctest -L sanitize` runs
 add_custom_target(fuzz_targets)     # with TL_FUZZ: all programs in bin/fuzz
 

@@ -5,7 +5,8 @@
 2. Ops: no op includes another op; what ops share lives in ops/common/.
 3. Voice: nothing but cli prints or ends the process (tests, benches and fuzz targets may).
 4. CUDA: no CUDA, NCCL or MPI header outside .cu, .cuh and GPU_FILES, cuDNN in one file alone; a
-   .cuh is included by .cu and .cuh only; TL_CUDA is asked for in TL_CUDA_FILES only.
+   .cuh is included by .cu and .cuh only; TL_CUDA is asked for in TL_CUDA_FILES only, and neither
+   it nor TL_CUDA_KERNEL is in a _cpu.cpp or _ref.cpp.
 5. Roots: a project header is included as "tightloop/<layer>/...", never by a relative path.
 
 Usage: tools/check_layers.py [ROOT]    ROOT is the project folder (default: the one of this script)
@@ -109,7 +110,11 @@ def check_file(path, layer, relative):
         elif target.endswith(".cuh") and not kernel_file:
             yield number, f"{target}: only .cu and .cuh include a .cuh; declare the function in a .h"
 
-    if relative.as_posix() not in TL_CUDA_FILES:
+    if path.name.endswith(("_cpu.cpp", "_ref.cpp")):
+        for number, line in enumerate(text.splitlines(), 1):
+            if "TL_CUDA" in line:
+                yield number, "TL_CUDA: a _cpu.cpp or _ref.cpp compiles as without CUDA; dispatch in the op's .cpp"
+    elif relative.as_posix() not in TL_CUDA_FILES:
         for number, line in enumerate(text.splitlines(), 1):
             if TL_CUDA.match(line):
                 yield number, f"TL_CUDA is asked for in {', '.join(sorted(TL_CUDA_FILES))} only; ask cuda::built()"

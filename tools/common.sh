@@ -1,7 +1,11 @@
 # shellcheck shell=bash disable=SC2034
-# Shared by ./run and ./test. All talk goes to stderr: stdout belongs to the program.
+# Shared by ./run, ./test and tools/device_check. All talk goes to stderr: stdout belongs to the program.
 
 say() { printf '== %s\n' "$*" >&2; }
+
+# ccache: what one build folder compiled serves the others, wherever the project lies.
+CCACHE_BASEDIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export CCACHE_BASEDIR CCACHE_NOHASHDIR=1
 
 die() {
   printf 'error: %s\n' "$1" >&2
@@ -55,6 +59,15 @@ install_clang_runtime() {
   version=$(clang -dumpversion 2>/dev/null | cut -d. -f1)
   [ -n "$version" ] || die "clang does not run" "apt-get install clang"
   install_packages "libclang-rt-$version-dev"
+}
+
+# cuda_release: of nvcc's toolkit, such as 13.0; 0 where there is no nvcc.
+cuda_release() {
+  local nvcc release=""
+  if nvcc=$(command -v "${CUDACXX:-nvcc}" || command -v /usr/local/cuda/bin/nvcc); then
+    release=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+  fi
+  printf '%s' "${release:-0}"
 }
 
 # configure PRESET: the log is shown only when it fails.

@@ -155,8 +155,9 @@ class CheckLayers(unittest.TestCase):
                 self.expect_one({"train/a.cpp": line + "\n"}, "src/tightloop/train/a.cpp:1:", "cuda::built")
         self.expect_clean({
             "ops/common/dispatch.h": "#ifdef TL_CUDA\n#define TL_CUDA_KERNEL(call) call\n#endif\n",
-            "train/a.cpp": "TL_CUDA_KERNEL(f());\n",
+            "ops/a/a.cpp": "TL_CUDA_KERNEL(f());\n",
         })
+        self.expect_one({"ops/a/a_cpu.cpp": "TL_CUDA_KERNEL(f());\n"}, "src/tightloop/ops/a/a_cpu.cpp:1:")
 
     def test_usage(self):
         done = subprocess.run(
