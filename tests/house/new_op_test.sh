@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The op template must stay alive: in a copy of the project, makes a scratch op with tools/new_op.py,
-# builds its test and runs it. Usage: new_op_test.sh SOURCE_DIR SCRATCH_DIR
+# builds its test and runs it, and compiles its CUDA kernels where nvcc is.
+# Usage: new_op_test.sh SOURCE_DIR SCRATCH_DIR
 set -euo pipefail
 source_dir=$1 scratch=$2
 
@@ -29,6 +30,13 @@ if grep -rniE 'op_?template' src/tightloop/ops/scratch_op; then
 fi
 if command -v clang-format-14 >/dev/null; then
   clang-format-14 --dry-run --Werror src/tightloop/ops/scratch_op/*
+fi
+
+source tools/common.sh
+if [ "$(cuda_release | cut -d. -f1)" -ge 13 ]; then
+  PATH=$PATH:/usr/local/cuda/bin "${CUDACXX:-nvcc}" -c -std=c++20 -arch=sm_90a -I src --extended-lambda \
+    --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -Werror=all-warnings \
+    -o scratch_op.o src/tightloop/ops/scratch_op/scratch_op.cu
 fi
 
 cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Debug -DTL_BENCH=OFF >configure.log ||

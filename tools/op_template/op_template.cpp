@@ -1,15 +1,18 @@
 #include "tightloop/ops/op_template/op_template.h"
 
+#include "tightloop/ops/common/dispatch.h"
 #include "tightloop/ops/op_template/op_template_kernels.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 
 void op_template_fwd(const Exec& exec, const OpTemplateFwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(op_template_fwd_cuda(exec, args));
   exec.device == Device::ref ? op_template_fwd_ref(args) : op_template_fwd_cpu(args);
 }
 
 void op_template_bwd(const Exec& exec, const OpTemplateBwd& args) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(op_template_bwd_cuda(exec, args));
   exec.device == Device::ref ? op_template_bwd_ref(args) : op_template_bwd_cpu(args);
 }
 
