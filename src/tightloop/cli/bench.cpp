@@ -11,6 +11,7 @@
 #include "tightloop/cli/app.h"
 #include "tightloop/cli/train_options.h"
 #include "tightloop/core/build_info.h"
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/json.h"
 #include "tightloop/core/threads.h"
 #include "tightloop/engine/ceilings.h"
@@ -332,6 +333,8 @@ OrderedJson record(std::string_view event, const Rig& rig) {
   json["commit"] = build_info().commit;
   json["compiler"] = build_info().compiler;
   json["device"] = name_of(rig.spec().device);
+  json["dtype"] = name_of(rig.spec().dtype);
+  if (rig.spec().device == Device::cuda) json["gpu"] = cuda::device_info().name;
   json["cpu"] = host_info().cpu_model;
   json["kernel"] = gemm_kernel_name();
   json["threads"] = thread_count();
