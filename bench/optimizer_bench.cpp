@@ -137,16 +137,20 @@ void bench_muon(const Shape& shape, int samples) {
   const Attrs attrs{{"steps", int64_t{5}},
                     {"norm_factor", 1.01},
                     {"row_equilibrate", true},
-                    {"renormalize", true}};
+                    {"renormalize", true},
+                    {"dtype", static_cast<int64_t>(DType::f32)}};
   const int64_t bytes = op_entry("polar_express").scratch(types, attrs) + 64 * shape.elems();
   const Memory scratch({DType::i32, {bytes / 4}}, rng);
   const Exec exec{Device::cpu,
                   {static_cast<std::byte*>(scratch.view().data), static_cast<size_t>(bytes)}};
   const auto side = static_cast<double>(std::min(shape[0], shape[1]));
   const auto elems = static_cast<double>(shape.elems());
+  const ConstTensorView from = u.view();
+  const TensorView to = x.view();
   std::vector<Arm> arms;
-  arms.push_back({"polar", 5 * (3 * side * elems + side * side * side),
-                  [&] { polar_express(exec, {.u = u.view(), .x = x.view(), .options = {}}); }});
+  arms.push_back({"polar", 5 * (3 * side * elems + side * side * side), [&] {
+                    polar_express(exec, {.u = {&from, 1}, .x = {&to, 1}, .options = {}});
+                  }});
   arms.push_back(
       {"momentum", 16 * elems, [&] {
          muon_momentum(

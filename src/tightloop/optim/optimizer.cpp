@@ -1,5 +1,6 @@
 #include "tightloop/optim/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tightloop/ops/adamw/adamw.h"
@@ -34,20 +35,48 @@ void emit_adamw(Builder& b, const std::string& parameter, Value hyper) {
   adamw(b, gradient_of(b, parameter), hyper, p, m, v);
 }
 
-void emit_muon(Builder& b, const std::string& parameter, Value hyper, Recipe recipe) {
-  const Value p = b.slot(parameter);
-  const Type type = b.type(p);
+const Type& matrix_type(Builder& b, const std::string& parameter) {
+  const Type& type = b.type(b.slot(parameter));
   if (type.shape.rank() != 2)
     fail(ErrorKind::shape, "Muon: parameter '{}' has shape {}, expected a matrix", parameter,
          to_string(type.shape));
-  const std::vector<std::string> names = state_names(OptimizerKind::muon, parameter);
-  const Value momentum = state_slot(b, names[0], {DType::f32, type.shape});
-  const Value second = state_slot(b, names[1], {DType::f32, muon_second_moment_shape(type.shape)});
-  const Value u = muon_momentum(b, gradient_of(b, parameter), hyper, momentum);
-  const bool newer = recipe == Recipe::nanochat_2026_07;
-  const Value x = polar_express(
-      b, u, {.norm_factor = newer ? 1.01 : 1.02, .row_equilibrate = newer, .renormalize = newer});
-  muon_update(b, x, hyper, p, second);
+  return type;
+}
+
+/// How many of the parameters, from the first on, are orthogonalised together.
+size_t stack_size(Builder& b, std::span<const std::string> parameters, int64_t stack_elems) {
+  const Shape shape = matrix_type(b, parameters[0]).shape;
+  const size_t most = static_cast<size_t>(
+      std::clamp<int64_t>(stack_elems / std::max<int64_t>(1, shape.elems()), 1,
+                          static_cast<int64_t>(std::min(kPolarStack, parameters.size()))));
+  size_t size = 1;
+  while (size < most && matrix_type(b, parameters[size]).shape == shape) ++size;
+  return size;
+}
+
+/// Steps of parameters of one shape. `group` names what they have in common.
+void emit_muon(Builder& b,
+               std::span<const std::string> parameters,
+               const std::string& group,
+               Value hyper,
+               const PolarExpressOptions& options) {
+  std::vector<Value> u;
+  for (const std::string& parameter : parameters) {
+    b.set_scope("optimizer/" + parameter);
+    const Shape shape = matrix_type(b, parameter).shape;
+    const Value momentum =
+        state_slot(b, state_names(OptimizerKind::muon, parameter)[0], {DType::f32, shape});
+    u.push_back(muon_momentum(b, gradient_of(b, parameter), hyper, momentum));
+  }
+  if (parameters.size() > 1) b.set_scope("optimizer/" + group);
+  const std::vector<Value> x = polar_express(b, std::move(u), options);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    b.set_scope("optimizer/" + parameters[i]);
+    const Value p = b.slot(parameters[i]);
+    const Value second = state_slot(b, state_names(OptimizerKind::muon, parameters[i])[1],
+                                    {DType::f32, muon_second_moment_shape(b.type(p).shape)});
+    muon_update(b, x[i], hyper, p, second);
+  }
 }
 
 }  // namespace
@@ -66,18 +95,29 @@ Program build_optimizer(std::string name,
                         std::shared_ptr<SlotTable> slots,
                         const OpTable& ops,
                         const std::vector<ParameterGroup>& groups,
-                        Recipe recipe) {
+                        Recipe recipe,
+                        const OptimizerCompute& compute) {
   Program program(std::move(name), std::move(slots));
   Builder b(program, ops);
+  const bool newer = recipe == Recipe::nanochat_2026_07;
+  const PolarExpressOptions polar{.norm_factor = newer ? 1.01 : 1.02,
+                                  .row_equilibrate = newer,
+                                  .renormalize = newer,
+                                  .dtype = compute.dtype};
   for (const ParameterGroup& group : groups) {
     const Value hyper = program.slot_value(program.slots().add_or_find(
         {hyper_name(group.name), {DType::f32, {kHypers}}, SlotRole::scalar}));
-    for (const std::string& parameter : group.parameters) {
-      b.set_scope("optimizer/" + parameter);
-      if (group.kind == OptimizerKind::adamw)
-        emit_adamw(b, parameter, hyper);
-      else
-        emit_muon(b, parameter, hyper, recipe);
+    std::span<const std::string> left = group.parameters;
+    while (!left.empty()) {
+      const bool muon = group.kind == OptimizerKind::muon;
+      const size_t size = muon ? stack_size(b, left, compute.stack_elems) : 1;
+      if (muon) {
+        emit_muon(b, left.first(size), group.name, hyper, polar);
+      } else {
+        b.set_scope("optimizer/" + left[0]);
+        emit_adamw(b, left[0], hyper);
+      }
+      left = left.subspan(size);
     }
   }
   return program;

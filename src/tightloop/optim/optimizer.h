@@ -22,6 +22,18 @@ std::string hyper_name(std::string_view group);
 /// "<parameter>.momentum" and "<parameter>.second_moment". They start as zeros.
 std::vector<std::string> state_names(OptimizerKind kind, std::string_view parameter);
 
+/// How a step computes; what it computes is the recipe's.
+struct OptimizerCompute {
+  /// What Muon's products are rounded to where the device can (PolarExpressOptions::dtype).
+  DType dtype = DType::f32;
+  /// Neighbouring matrices of one shape are orthogonalised together up to this many elements, for
+  /// memory in proportion; 0: one by one.
+  int64_t stack_elems = 0;
+};
+
+/// As many as keep a large GPU busy: 48 matrices of 768 x 768.
+inline constexpr int64_t kCudaStackElems{int64_t{1} << 25};
+
 /// The Program of one optimizer step over existing parameter slots. It reads each parameter's
 /// gradient slot (grad_name; declared when missing) and its group's hyperparameters, and updates
 /// the parameter and its state. State: AdamW's m and v have the parameter's dtype and shape; Muon's
@@ -31,7 +43,8 @@ Program build_optimizer(std::string name,
                         std::shared_ptr<SlotTable> slots,
                         const OpTable& ops,
                         const std::vector<ParameterGroup>& groups,
-                        Recipe recipe);
+                        Recipe recipe,
+                        const OptimizerCompute& compute = {});
 
 using HyperValues = std::array<double, 8>;
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <map>
+#include <set>
 
 #include <gtest/gtest.h>
 
@@ -73,6 +74,44 @@ TEST(Optimizer, RecipesDifferInPolarExpress) {
   }
 }
 
+TEST(Optimizer, StacksMatricesOfOneShape) {
+  // Of the two 4 x 8 matrices; the 8 x 4 one stays alone.
+  const auto polar_sizes = [&](const OptimizerCompute& compute) {
+    const Program program = build_optimizer("optimizer", parameter_slots(), op_table(),
+                                            groups_of(kNewer), kNewer, compute);
+    program.validate();
+    std::multiset<size_t> sizes;
+    for (const Op& op : program.ops()) {
+      if (op.def->name != "polar_express") continue;
+      sizes.insert(op.inputs.size());
+      EXPECT_EQ(op.attrs.integer("dtype"), static_cast<int64_t>(compute.dtype));
+      if (op.inputs.size() > 1) EXPECT_EQ(op.scope, "optimizer/muon 4x8");
+    }
+    return sizes;
+  };
+  EXPECT_EQ(polar_sizes({}), (std::multiset<size_t>{1, 1, 1}));
+  EXPECT_EQ(polar_sizes({.dtype = DType::bf16, .stack_elems = 63}),
+            (std::multiset<size_t>{1, 1, 1}));
+  EXPECT_EQ(polar_sizes({.dtype = DType::bf16, .stack_elems = 64}), (std::multiset<size_t>{1, 2}));
+
+  // A group may hold several shapes, and more matrices than fit into one op.
+  auto slots = std::make_shared<SlotTable>();
+  ParameterGroup group{.kind = OptimizerKind::muon, .name = "g", .parameters = {}, .lr = 0.1};
+  for (int i = 0; i < 70; ++i) {
+    group.parameters.push_back(fmt::format("w{}", i));
+    const Shape shape = i < 67 ? Shape{2, 3} : Shape{3, 2};
+    slots->add({group.parameters.back(), {DType::f32, shape}, SlotRole::parameter});
+  }
+  std::vector<size_t> sizes;
+  const Program program = build_optimizer("optimizer", slots, op_table(), {group}, kNewer,
+                                          {.stack_elems = kCudaStackElems});
+  program.validate();
+  for (const Op& op : program.ops()) {
+    if (op.def->name == "polar_express") sizes.push_back(op.inputs.size());
+  }
+  EXPECT_EQ(sizes, (std::vector<size_t>{64, 3, 3}));
+}
+
 TEST(Optimizer, HypersOfAStep) {
   const auto groups = groups_of(kNewer);
   const Schedule schedule(kNewer, 2520, default_schedule(kNewer));
@@ -97,10 +136,12 @@ TEST(Optimizer, HypersOfAStep) {
 }
 
 TEST(Optimizer, CpuFollowsTheReferenceOverSteps) {
-  for (Recipe recipe : {kNewer, kOlder}) {
+  for (const auto& [recipe, stack_elems] :
+       {std::pair<Recipe, int64_t>{kNewer, 0}, {kOlder, 0}, {kNewer, 64}}) {
     const auto groups = groups_of(recipe);
     auto slots = parameter_slots();
-    Program program = build_optimizer("optimizer", slots, op_table(), groups, recipe);
+    Program program = build_optimizer("optimizer", slots, op_table(), groups, recipe,
+                                      {.stack_elems = stack_elems});
     Builder b(program, op_table());
     emit_grad_sum_squares(b, groups);
     program.validate();

@@ -66,7 +66,9 @@ TrainPrograms build_train_programs(const TrainProgramsSpec& spec,
   PlannedProgram first = micro_step(spec, slots, false);
   PlannedProgram next = micro_step(spec, slots, true);
   PlannedProgram eval = finish(std::move(evaluation), spec, judge);
-  Program optimizer = build_optimizer("optimizer", slots, op_table(), groups, spec.model.recipe);
+  Program optimizer = build_optimizer(
+      "optimizer", slots, op_table(), groups, spec.model.recipe,
+      {.dtype = spec.dtype, .stack_elems = spec.device == Device::cuda ? kCudaStackElems : 0});
   {
     Builder b(optimizer, op_table());
     emit_grad_sum_squares(b, groups);

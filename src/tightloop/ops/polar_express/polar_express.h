@@ -1,5 +1,8 @@
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "tightloop/ops/op_entry.h"
 #include "tightloop/program/builder.h"
 
@@ -13,25 +16,36 @@ struct PolarExpressOptions {
   bool row_equilibrate = true;
   /// Last scale to the Frobenius norm of an orthogonal matrix, sqrt(min(m, n)) ("Muon+").
   bool renormalize = true;
+  /// What the iterate and its products are stored as on cuda, f32 or bf16; f32 on the CPU.
+  DType dtype = DType::f32;
 };
 
-/// Approximates the orthogonal polar factor of a matrix u (m, n): singular values in 0.01..0.98 of
-/// the scaled input end in 0.8589..1.1411, singular vectors stay.
+/// Most matrices of one polar_express.
+inline constexpr size_t kPolarStack{64};
+
+/// Approximates the orthogonal polar factors of matrices u, all (m, n): singular values in
+/// 0.01..0.98 of the scaled input end in 0.8589..1.1411, singular vectors stay. For each:
 ///   equilibrate:  row r <- row r * (|X|_F / sqrt(m)) / max(|row r|, 1e-6)
 ///   scale:        X <- X / (norm_factor |X|_F + 1e-6)
-///   k = 1..steps: X <- (a_k + b_k A + c_k A^2) X with A = X X^T, or for m > n
-///                 X <- X (a_k + b_k A + c_k A^2) with A = X^T X
+///   k = 1..steps: X <- a_k X + (b_k A + c_k A^2) X with A = X X^T, or for m > n
+///                 X <- a_k X + X (b_k A + c_k A^2) with A = X^T X
 ///   renormalize:  X <- X sqrt(min(m, n)) / max(|X|_F, 1e-6)
-/// Types:  f32 with f32 products; norms in float64.
-/// Memory: x must not be u. Scratch: one more matrix and two of min(m, n)^2.
+/// On cuda every product is one launch for all matrices; elsewhere they are taken one by one.
+/// Types:  u and x f32; norms in float64; the steps as PolarExpressOptions::dtype says, with f32
+///         sums.
+/// Memory: x of a matrix may be its u. Scratch: on the CPU one more matrix and two of min(m, n)^2;
+///         on cuda two matrices and two of min(m, n)^2 for each u.
 /// Source: Amsel et al. 2025, arXiv:2505.16932.
 struct PolarExpress {
-  ConstTensorView u;
-  TensorView x;
+  std::span<const ConstTensorView> u;
+  std::span<const TensorView> x;
   PolarExpressOptions options;
 };
 void polar_express(const Exec& exec, const PolarExpress& args);
 
-Value polar_express(Builder& b, Value u, const PolarExpressOptions& options = {});
+/// The factors of 1 to kPolarStack matrices of one shape.
+std::vector<Value> polar_express(Builder& b,
+                                 std::vector<Value> u,
+                                 const PolarExpressOptions& options = {});
 
 }  // namespace tightloop

@@ -51,7 +51,7 @@ void scale_all_rows(const float* x, float* y, const Shape& shape, const float* f
 }
 
 /// Row factors that equilibrate, then scale below norm 1: both from one pass over the matrix.
-void initial_factors(const PolarExpress& a, const PolarWorkspace& w) {
+void initial_factors(const PolarMatrix& a, const PolarWorkspace& w) {
   const int64_t rows = a.u.shape()[0];
   find_row_squares(a.u.as<float>(), a.u.shape(), w.row_squares);
   double total = 0.0;
@@ -85,7 +85,7 @@ int64_t polar_express_scratch(const Shape& shape) {
                                         gemm_scratch_bytes(p.apply)}));
 }
 
-void polar_express_cpu(const PolarExpress& a, std::span<std::byte> scratch) {
+void polar_express_cpu(const PolarMatrix& a, std::span<std::byte> scratch) {
   const Shape& shape = a.u.shape();
   const int64_t side = std::min(shape[0], shape[1]);
   const bool tall = shape[0] > shape[1];

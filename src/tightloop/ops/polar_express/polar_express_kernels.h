@@ -59,7 +59,7 @@ struct PolarProducts {
   }
 };
 
-/// The parts of the scratch.
+/// The parts of the scratch on the CPU.
 struct PolarWorkspace {
   float *other, *gram, *square, *row_factor;
   double* row_squares;
@@ -91,11 +91,46 @@ struct PolarWorkspace {
   static constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 };
 
-void polar_express_ref(const PolarExpress& args);
+/// The parts of the scratch on cuda, for a stack of matrices. Rows are padded to start at 16 bytes.
+struct PolarStack {
+  int64_t ld = 0, side_ld = 0;          // elements from one row to the next
+  int64_t stride = 0, side_stride = 0;  // and from one matrix to the next
+  std::byte *from = nullptr, *to = nullptr, *gram = nullptr, *polynomial = nullptr;
+  float* row_factor = nullptr;
+  double* row_squares = nullptr;
+  int64_t bytes = 0;
+
+  /// scratch: null to count the bytes.
+  PolarStack(int64_t count, const Shape& shape, DType dtype, std::byte* scratch = nullptr) {
+    const int64_t side = std::min(shape[0], shape[1]), width = size_of(dtype);
+    ld = (shape[1] + 7) / 8 * 8, side_ld = (side + 7) / 8 * 8;
+    stride = shape[0] * ld, side_stride = side * side_ld;
+    const auto take = [&](int64_t wanted) {
+      std::byte* start = scratch == nullptr ? nullptr : scratch + bytes;
+      bytes += (wanted + 255) / 256 * 256;
+      return start;
+    };
+    from = take(count * stride * width);
+    to = take(count * stride * width);
+    gram = take(count * side_stride * width);
+    polynomial = take(count * side_stride * width);
+    row_factor = reinterpret_cast<float*>(take(count * shape[0] * 4));
+    row_squares = reinterpret_cast<double*>(take(count * shape[0] * 8));
+  }
+};
+
+/// One matrix of a call.
+struct PolarMatrix {
+  ConstTensorView u;
+  TensorView x;
+  const PolarExpressOptions& options;
+};
+
+void polar_express_ref(const PolarMatrix& args);
 /// scratch: polar_express_scratch(shape) bytes.
-void polar_express_cpu(const PolarExpress& args, std::span<std::byte> scratch);
+void polar_express_cpu(const PolarMatrix& args, std::span<std::byte> scratch);
 int64_t polar_express_scratch(const Shape& shape);
-/// exec.scratch: PolarWorkspace::bytes(shape).
+/// exec.scratch: PolarStack::bytes.
 void polar_express_cuda(const Exec& exec, const PolarExpress& args);
 
 }  // namespace tightloop

@@ -43,7 +43,7 @@ void scale(double* x, int64_t count, double factor) {
 
 }  // namespace
 
-void polar_express_ref(const PolarExpress& a) {
+void polar_express_ref(const PolarMatrix& a) {
   const int64_t m = a.u.shape()[0], n = a.u.shape()[1];
   Matrix x(a.u.as<double>(), a.u.as<double>() + m * n);
   if (a.options.row_equilibrate) {

@@ -20,23 +20,39 @@ Matrix random_matrix(const Shape& shape, uint64_t seed) {
   return u;
 }
 
+/// The factors of matrices of one shape, by one op.
+std::vector<Matrix> polars(Device device,
+                           const Shape& shape,
+                           const std::vector<Matrix>& us,
+                           const PolarExpressOptions& options) {
+  auto slots = std::make_shared<SlotTable>();
+  for (size_t k = 0; k < us.size(); ++k)
+    slots->add({fmt::format("u{}", k), {DType::f32, shape}, SlotRole::input});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  std::vector<Value> inputs;
+  for (size_t k = 0; k < us.size(); ++k) inputs.push_back(b.slot(fmt::format("u{}", k)));
+  const std::vector<Value> x = polar_express(b, inputs, options);
+  program.validate();
+  Interpreter run(program, device);
+  for (size_t k = 0; k < us.size(); ++k) {
+    for (int64_t i = 0; i < shape.elems(); ++i)
+      run.set(run.slot(fmt::format("u{}", k)), i, us[k][static_cast<size_t>(i)]);
+  }
+  run.run();
+  std::vector<Matrix> results(us.size(), Matrix(us[0].size()));
+  for (size_t k = 0; k < us.size(); ++k) {
+    for (int64_t i = 0; i < shape.elems(); ++i)
+      results[k][static_cast<size_t>(i)] = run.get(run.view(x[k]), i);
+  }
+  return results;
+}
+
 Matrix polar(Device device,
              const Shape& shape,
              const Matrix& u,
              const PolarExpressOptions& options) {
-  auto slots = std::make_shared<SlotTable>();
-  slots->add({"u", {DType::f32, shape}, SlotRole::input});
-  Program program("p", slots);
-  Builder b(program, op_table());
-  const Value x = polar_express(b, b.slot("u"), options);
-  program.validate();
-  Interpreter run(program, device);
-  for (int64_t i = 0; i < shape.elems(); ++i) run.set(run.slot("u"), i, u[static_cast<size_t>(i)]);
-  run.run();
-  Matrix result(u.size());
-  for (int64_t i = 0; i < shape.elems(); ++i)
-    result[static_cast<size_t>(i)] = run.get(run.view(x), i);
-  return result;
+  return polars(device, shape, {u}, options)[0];
 }
 
 double norm(const Matrix& x) {
@@ -107,6 +123,25 @@ TEST(PolarExpress, MatchesRef) {
   }
 }
 
+TEST(PolarExpress, AStackHoldsWhatEachMatrixGetsAlone) {
+  for (const Shape& shape : {Shape{24, 40}, Shape{40, 24}, Shape{7, 9}}) {
+    const std::vector<Matrix> us{random_matrix(shape, 1), random_matrix(shape, 2),
+                                 random_matrix(shape, 3)};
+    for (Device device : testing::all_devices()) {
+      SCOPED_TRACE(fmt::format("{} {}", name_of(device), to_string(shape)));
+      const std::vector<Matrix> stack = polars(device, shape, us, kNewer);
+      for (size_t k = 0; k < us.size(); ++k) {
+        const Matrix alone = polar(device, shape, us[k], kNewer);
+        // A product of another size may sum in another order on cuda.
+        if (device == Device::cuda)
+          EXPECT_LE(distance(stack[k], alone), 2e-5) << k;
+        else
+          EXPECT_EQ(stack[k], alone) << k;
+      }
+    }
+  }
+}
+
 TEST(PolarExpress, FewerStepsFollowTheSamePolynomials) {
   // p_1(s) = a s + b s^3 + c s^5 for a 1 x 1 matrix that the scaling brings to s = 1 / 1.02.
   PolarExpressOptions one = kOlder;
@@ -129,6 +164,55 @@ TEST(PolarExpress, ARandomSquareMatrixBecomesNearlyOrthogonal) {
   const Matrix u = random_matrix(shape, 1);
   EXPECT_NEAR(norm(polar(Device::cpu, shape, u, kOlder)), 27.8, 0.2);
   EXPECT_NEAR(norm(polar(Device::cpu, shape, u, kNewer)), std::sqrt(768.0), 1e-3);
+}
+
+/// bf16 rounds by up to 2^-9 of a number. In the first step terms of up to 22 leave as little as
+/// 0.2: its rounding alone, 22 / 2^9 = 0.04, may move a singular value by a fifth, and so anywhere
+/// in the band that the steps lead to, 0.8589..1.1411.
+constexpr double kBand{0.2822};
+/// Over many singular values such moves cancel for the most part; so do what rounding puts between
+/// singular vectors.
+constexpr double kBf16Distance{0.05};
+
+TEST(PolarExpress, Bf16OnCudaStaysNearTheReference) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (PolarExpressOptions options : {kNewer, kOlder}) {
+    for (const Shape& shape : {Shape{1, 1}, Shape{2, 12}, Shape{37, 90}, Shape{90, 37},
+                               Shape{64, 64}, Shape{128, 512}, Shape{300, 64}}) {
+      SCOPED_TRACE(to_string(shape));
+      const std::vector<Matrix> us{random_matrix(shape, 5), random_matrix(shape, 6)};
+      options.dtype = DType::bf16;
+      const std::vector<Matrix> x = polars(Device::cuda, shape, us, options);
+      const double most = std::min(shape[0], shape[1]) < 16 ? kBand : kBf16Distance;
+      for (size_t k = 0; k < us.size(); ++k)
+        EXPECT_LE(distance(x[k], polar(Device::ref, shape, us[k], options)), most) << k;
+      EXPECT_EQ(x, polars(Device::cuda, shape, us, options));
+    }
+  }
+}
+
+TEST(PolarExpress, Bf16OnCudaBringsSingularValuesIntoTheBand) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  // Singular values from 0.02 to 0.6 of the norm, between reflections that hide them.
+  PolarExpressOptions options = kOlder;
+  options.dtype = DType::bf16;
+  for (const Shape& shape : {Shape{24, 40}, Shape{40, 24}, Shape{24, 24}}) {
+    SCOPED_TRACE(to_string(shape));
+    Matrix u(static_cast<size_t>(shape.elems()), 0.0);
+    for (int64_t i = 0; i < 24; ++i)
+      u[static_cast<size_t>(i * shape[1] + i)] = 0.02 * std::pow(30.0, static_cast<double>(i) / 23);
+    reflect(u, shape, true), reflect(u, shape, false);
+    Matrix x = polar(Device::cuda, shape, u, options);
+    reflect(x, shape, true), reflect(x, shape, false);
+    for (int64_t i = 0; i < shape.elems(); ++i) {
+      if (i / shape[1] != i % shape[1]) {
+        EXPECT_NEAR(x[static_cast<size_t>(i)], 0.0, kBf16Distance) << i;
+      } else {
+        EXPECT_GE(x[static_cast<size_t>(i)], 0.8589 - kBf16Distance) << i;
+        EXPECT_LE(x[static_cast<size_t>(i)], 1.1411 + kBf16Distance) << i;
+      }
+    }
+  }
 }
 
 TEST(PolarExpress, EquilibrationForgetsTheScaleOfRows) {
@@ -167,12 +251,26 @@ TEST(PolarExpress, RefusesWhatIsNoMatrixAndStepsItDoesNotHave) {
   slots->add({"u", {DType::f32, {4, 3}}, SlotRole::input});
   Program program("p", slots);
   Builder b(program, op_table());
-  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { polar_express(b, b.slot("v"), kNewer); }),
+  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { polar_express(b, {b.slot("v")}, kNewer); }),
             "polar_express: u has shape (4), expected rank 2");
   PolarExpressOptions six = kNewer;
   six.steps = 6;
-  EXPECT_EQ(testing::error_of(ErrorKind::usage, [&] { polar_express(b, b.slot("u"), six); }),
+  EXPECT_EQ(testing::error_of(ErrorKind::usage, [&] { polar_express(b, {b.slot("u")}, six); }),
             "polar_express: 6 steps, expected 1 to 5");
+  PolarExpressOptions wide = kNewer;
+  wide.dtype = DType::f64;
+  EXPECT_EQ(testing::error_of(ErrorKind::dtype, [&] { polar_express(b, {b.slot("u")}, wide); }),
+            "polar_express: dtype is f64, expected f32 or bf16");
+  slots->add({"t", {DType::f32, {3, 4}}, SlotRole::input});
+  EXPECT_EQ(testing::error_of(ErrorKind::shape,
+                              [&] {
+                                polar_express(b, {b.slot("u"), b.slot("t")}, kNewer);
+                              }),
+            "polar_express: u has shape (3, 4), expected (4, 3)");
+  EXPECT_EQ(
+      testing::error_of(ErrorKind::shape,
+                        [&] { polar_express(b, std::vector<Value>(65, b.slot("u")), kNewer); }),
+      "polar_express: 65 matrices, expected 1 to 64");
 }
 
 }  // namespace
