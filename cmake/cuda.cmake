@@ -11,6 +11,8 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit 13 REQUIRED)
+# cuDNN 9, if there: its headers only; the library is loaded at run time.
+find_path(TL_CUDNN_INCLUDE cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -g1")
 if(NOT DEFINED CMAKE_CUDA_COMPILER_LAUNCHER)
   find_program(TL_CUDA_CCACHE ccache)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tightloop/ops/attention/attention_cudnn.h"
 #include "tightloop/ops/attention/attention_kernels.h"
 #include "tightloop/ops/common/dispatch.h"
 #include "tightloop/program/differentiate.h"
@@ -9,14 +10,20 @@
 namespace tightloop {
 
 void attention_fwd(const Exec& exec, const AttentionFwd& args) {
-  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(attention_fwd_cuda(exec, args));
+  if (exec.device == Device::cuda) {
+    if (!cudnn_attention_fwd(exec, args)) TL_CUDA_KERNEL(attention_fwd_cuda(exec, args));
+    return;
+  }
   exec.device == Device::ref
       ? attention_fwd_ref(args)
       : attention_fwd_cpu(args, attention_detail::native_kernels(), exec.scratch);
 }
 
 void attention_bwd(const Exec& exec, const AttentionBwd& args) {
-  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
+  if (exec.device == Device::cuda) {
+    if (!cudnn_attention_bwd(exec, args)) TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
+    return;
+  }
   exec.device == Device::ref
       ? attention_bwd_ref(args)
       : attention_bwd_cpu(args, attention_detail::native_kernels(), exec.scratch);
@@ -30,6 +37,11 @@ std::vector<Value> attention(
 int64_t attention_visible_pairs(int64_t tokens, int64_t window) {
   const int64_t reach = std::min(window, tokens - 1);
   return tokens * (reach + 1) - reach * (reach + 1) / 2;
+}
+
+std::string_view attention_kernel_name(
+    const Type& q, const Type& k, int64_t window, double softmax_scale, bool backward) {
+  return cudnn_attention_scratch_bytes({q, k, window, softmax_scale, backward}) ? "cudnn" : "own";
 }
 
 namespace {
@@ -84,6 +96,16 @@ int64_t scratch_fwd(const OpTypes& t, const Attrs&) {
                                      attention_detail::native_kernels());
 }
 
+int64_t cudnn_scratch(const Type& q, const Type& k, const Attrs& attrs, bool backward) {
+  return cudnn_attention_scratch_bytes(
+             {q, k, attrs.integer("window"), attrs.number("softmax_scale"), backward})
+      .value_or(0);
+}
+
+int64_t scratch_fwd_cuda(const OpTypes& t, const Attrs& attrs) {
+  return cudnn_scratch(t.input(0), t.input(1), attrs, false);
+}
+
 // Two products: scores and output.
 Cost cost_fwd(const OpTypes& t, const Attrs& attrs) {
   return {t.input(0).bytes() + t.input(1).bytes() + t.input(2).bytes(),
@@ -135,8 +157,9 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
                                      attention_detail::native_kernels());
 }
 
-int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs&) {
-  return t.input(1).shape.rows() * int64_t{sizeof(float)};
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs& attrs) {
+  const int64_t own = t.input(1).shape.rows() * int64_t{sizeof(float)};
+  return std::max(own, cudnn_scratch(t.input(1), t.input(2), attrs, true));
 }
 
 // Five products: scores again, do·v, dq, dk, dv.
@@ -147,7 +170,10 @@ Cost cost_bwd(const OpTypes& t, const Attrs& attrs) {
 }
 
 const OpEntry kEntries[] = {
-    {{.name = "attention", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd}, run_fwd, scratch_fwd},
+    {{.name = "attention", .infer = infer_fwd, .vjp = vjp, .cost = cost_fwd},
+     run_fwd,
+     scratch_fwd,
+     scratch_fwd_cuda},
     {{.name = "attention_bwd", .infer = infer_bwd, .cost = cost_bwd},
      run_bwd,
      scratch_bwd,

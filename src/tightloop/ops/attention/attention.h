@@ -40,6 +40,10 @@ void attention_bwd(const Exec& exec, const AttentionBwd& args);
 std::vector<Value> attention(
     Builder& b, Value q, Value k, Value v, int64_t window, double softmax_scale);
 
+/// What a call on the cuda device runs: "cudnn", or "own" where cuDNN does not serve it.
+std::string_view attention_kernel_name(
+    const Type& q, const Type& k, int64_t window, double softmax_scale, bool backward);
+
 /// Pairs (i, j) that T queries see: Σ_i min(i, window) + 1.
 int64_t attention_visible_pairs(int64_t tokens, int64_t window);
 
