@@ -85,7 +85,9 @@ TEST(Optimizer, StacksMatricesOfOneShape) {
       if (op.def->name != "polar_express") continue;
       sizes.insert(op.inputs.size());
       EXPECT_EQ(op.attrs.integer("dtype"), static_cast<int64_t>(compute.dtype));
-      if (op.inputs.size() > 1) EXPECT_EQ(op.scope, "optimizer/muon 4x8");
+      if (op.inputs.size() > 1) {
+        EXPECT_EQ(op.scope, "optimizer/muon 4x8");
+      }
     }
     return sizes;
   };
@@ -110,6 +112,10 @@ TEST(Optimizer, StacksMatricesOfOneShape) {
     if (op.def->name == "polar_express") sizes.push_back(op.inputs.size());
   }
   EXPECT_EQ(sizes, (std::vector<size_t>{64, 3, 3}));
+  // The long stack is a short line.
+  const std::string line = to_string(program, program.ops()[64]);
+  EXPECT_NE(line.find(":f32(2, 3), (62 more), %"), std::string::npos) << line;
+  EXPECT_LT(line.size(), 300u) << line;
 }
 
 TEST(Optimizer, HypersOfAStep) {

@@ -131,10 +131,16 @@ void Program::validate() const {
 }
 
 std::string to_string(const Program& program, const Op& op) {
+  constexpr size_t kMostListed = 12;  // of a stack of operands only the ends are shown
   const auto list = [&](const std::vector<Value>& values, bool types) {
     std::string text;
-    for (Value v : values) {
-      if (!text.empty()) text += ", ";
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (i > 0) text += ", ";
+      if (i == 1 && values.size() > kMostListed) {
+        i = values.size() - 1;
+        text += fmt::format("({} more), ", values.size() - 2);
+      }
+      const Value v = values[i];
       if (!v) {
         text += "-";
       } else {

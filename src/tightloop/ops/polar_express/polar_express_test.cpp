@@ -133,10 +133,11 @@ TEST(PolarExpress, AStackHoldsWhatEachMatrixGetsAlone) {
       for (size_t k = 0; k < us.size(); ++k) {
         const Matrix alone = polar(device, shape, us[k], kNewer);
         // A product of another size may sum in another order on cuda.
-        if (device == Device::cuda)
+        if (device == Device::cuda) {
           EXPECT_LE(distance(stack[k], alone), 2e-5) << k;
-        else
+        } else {
           EXPECT_EQ(stack[k], alone) << k;
+        }
       }
     }
   }
