@@ -35,8 +35,16 @@ class Commands(Case):
     def test_doctor(self):
         report = json.loads(self.ok("doctor", "--json"))
         self.assertTrue(report["ok"])
-        self.assertEqual([check["name"] for check in report["checks"]],
-                         ["gradients", "same bits", "tokenizer", "files"])
+        cuda = report["cuda"]
+        checks = ["gradients", "same bits", "tokenizer", "files"]
+        if "device" in cuda:
+            self.assertTrue(cuda["built"])
+            self.positive(cuda["device"], "multiprocessors", "memory_total_bytes")
+            checks.insert(2, "cuda")
+        else:
+            self.assertTrue(cuda["reason"].startswith("no CUDA device: "), cuda)
+            self.assertEqual(cuda["built"], "without CUDA" not in cuda["reason"], cuda)
+        self.assertEqual([check["name"] for check in report["checks"]], checks)
         self.assertTrue(all(check["ok"] and check["detail"] for check in report["checks"]))
         self.positive(report["ceilings"], "fma_gflops", "read_gbs", "copy_gbs", "update_gbs",
                       "threads")

@@ -11,6 +11,9 @@ import unittest
 
 BINARY = os.path.abspath(sys.argv.pop(1)) if len(sys.argv) > 1 else None
 
+# A small parity case.
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "tiny-nanochat-2026-07"
+
 # A model that trains in about a second.
 TINY = ["--depth", "1", "--aspect-ratio", "32", "--head-dim", "16", "--max-seq-len", "64",
         "--window-pattern", "L", "--device-batch-size", "4", "--total-batch-size", "512",

@@ -151,7 +151,17 @@ class Messages(Case):
 
     def test_feature_that_does_not_exist_yet_is_not_ignored(self):
         self.fails(2, "train", "--core-metric-every", "5", says=["not available yet"])
-        self.fails(2, "train", "--device", "cuda", says=["no CUDA device"])
+
+    def test_device_that_is_not_there(self):
+        cuda = json.loads(self.run_tool("doctor", "--json").stdout)["cuda"]
+        if "device" in cuda:
+            self.skipTest(f"there is one: {cuda['device']['name']}")
+        code, hint = (3, "nvidia-smi") if cuda["built"] else (2, "cmake --preset cuda")
+        says = ["no CUDA device: ", cuda["reason"]]
+        self.fails(code, "check", common.GOLDEN, "--device", "cuda", says=says, hint=hint)
+        for command in (["train"], ["bench", "train"]):   # a setting: refused as a bad value is
+            self.fails(2, *command, "--device", "cuda", says=["--device: ", *says], hint=hint)
+        self.assertEqual(list(self.dir.iterdir()), [])
 
     def test_explain_files(self):
         explain = ("explain", "--data", self.data, *TINY)

@@ -11,6 +11,7 @@
 
 #include "tightloop/cli/app.h"
 #include "tightloop/core/build_info.h"
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/file.h"
 #include "tightloop/core/json.h"
 #include "tightloop/core/rng.h"
@@ -69,8 +70,9 @@ struct Gradients {
   std::vector<std::vector<double>> values;  // by parameter
 };
 
-/// Loss and gradients of a model of three layers on random tokens, every parameter random.
-Gradients tiny_gradients(Device device, std::vector<std::string> rewrites) {
+/// Loss and gradients of a model of three layers on random tokens, every parameter random, after
+/// `runs` runs of the same micro-step.
+Gradients tiny_gradients(Device device, std::vector<std::string> rewrites, int runs = 1) {
   TrainProgramsSpec spec{
       .model = nanochat_from_depth(Recipe::nanochat_2026_07, 3, 21, 32, 32, 250, "L"),
       .batch = 2,
@@ -108,7 +110,7 @@ Gradients tiny_gradients(Device device, std::vector<std::string> rewrites) {
   set_element(slots.host(kLossScaleSlot), 0, 1.0 / static_cast<double>(tokens.elems()));
   for (const std::string_view filled : {"rope_table"sv, kTokensSlot, kTargetsSlot, kLossScaleSlot})
     slots.push(filled);
-  run.run();
+  for (int i = 0; i < runs; ++i) run.run();
 
   Gradients g;
   g.loss = get_element(slots.pull(kLossSlot), 0);
@@ -129,14 +131,14 @@ std::vector<std::string> every_rewrite() {
   return names;
 }
 
-std::string check_gradients() {
+/// Error{numeric} when `got` on `device` is too far from the reference.
+std::string compare_with_reference(const Gradients& got, Device device) {
   constexpr double kLossTolerance = 1e-6, kGradTolerance = 1e-4;
   const Gradients truth = tiny_gradients(Device::ref, {});
-  const Gradients got = tiny_gradients(Device::cpu, every_rewrite());
   const double loss_error = std::abs(got.loss - truth.loss) / std::abs(truth.loss);
   if (!(loss_error <= kLossTolerance))
-    fail(ErrorKind::numeric, "the loss is {} on cpu and {} on ref: relative error {:.1e} > {:.0e}",
-         got.loss, truth.loss, loss_error, kLossTolerance);
+    fail(ErrorKind::numeric, "the loss is {} on {} and {} on ref: relative error {:.1e} > {:.0e}",
+         got.loss, name_of(device), truth.loss, loss_error, kLossTolerance);
   double worst = 0.0;
   for (size_t p = 0; p < truth.values.size(); ++p) {
     double difference = 0.0, norm = 0.0;
@@ -153,6 +155,19 @@ std::string check_gradients() {
   }
   return fmt::format("{} rewrites, loss error {:.1e}, worst of {} gradients {:.1e}",
                      all_rewrites().size(), loss_error, truth.names.size(), worst);
+}
+
+std::string check_gradients() {
+  return compare_with_reference(tiny_gradients(Device::cpu, every_rewrite()), Device::cpu);
+}
+
+/// The second run of a Program on cuda is the launch of a graph.
+std::string check_cuda() {
+  const Gradients once = tiny_gradients(Device::cuda, every_rewrite());
+  const Gradients replayed = tiny_gradients(Device::cuda, every_rewrite(), 2);
+  if (once.loss != replayed.loss || once.values != replayed.values)
+    fail(ErrorKind::numeric, "loss or gradients differ between single launches and a graph");
+  return compare_with_reference(once, Device::cuda) + ", same bits as a graph";
 }
 
 std::string check_same_bits() {
@@ -226,8 +241,29 @@ double load_average() {
   return ::getloadavg(&load, 1) == 1 ? load : 0.0;
 }
 
+/// The CUDA device, or why there is none.
+struct Gpu {
+  std::optional<cuda::DeviceInfo> device;
+  int64_t free_bytes = 0;
+  std::string reason, hint;
+};
+
+Gpu find_gpu() {
+  Gpu gpu;
+  try {
+    gpu.device = cuda::device_info();
+    gpu.free_bytes = cuda::free_bytes();
+  } catch (const Error& e) {
+    gpu.device.reset();
+    gpu.reason = e.message();
+    gpu.hint = e.hint();
+  }
+  return gpu;
+}
+
 struct Findings {
   HostInfo host;
+  Gpu gpu;
   std::vector<std::string> features;  // vector instructions that kernels use
   Ceilings ceilings;
   double load = 0.0;
@@ -265,6 +301,7 @@ void add_hints(Findings& f) {
   if (f.host.memory_available_bytes < int64_t{1} << 30)
     hint(fmt::format("{} of memory are free: `tightloop train --preset quick` fits, not much more",
                      human_bytes(static_cast<double>(f.host.memory_available_bytes))));
+  if (cuda::built() && !f.gpu.hint.empty()) hint(f.gpu.hint);
   if (f.disk_free < int64_t{1} << 30)
     hint(fmt::format("{} of disk are free for runs: put them elsewhere with --run-dir",
                      human_bytes(static_cast<double>(f.disk_free))));
@@ -278,12 +315,14 @@ Findings examine(const DoctorFlags& flags) {
                                 "avx512_vnni", "amx_bf16", "asimd", "sve"}) {
     if (has_feature(f.host, name)) f.features.emplace_back(name);
   }
+  f.gpu = find_gpu();
   f.home = home_folder();
   const std::string folder = nearest_folder(flags.run_dir);
   f.disk_free = free_disk_bytes(folder);
   f.ceilings = measure_ceilings(0.5);
   f.checks.push_back(check("gradients", check_gradients));
   f.checks.push_back(check("same bits", check_same_bits));
+  if (f.gpu.device) f.checks.push_back(check("cuda", check_cuda));
   f.checks.push_back(check("tokenizer", check_tokenizer));
   f.checks.push_back(check("files", [&] { return check_files(folder); }));
   add_hints(f);
@@ -321,6 +360,14 @@ void show(const Findings& f, const DoctorFlags& flags) {
   row("memory",
       fmt::format("{}, {} free", human_bytes(static_cast<double>(f.host.memory_total_bytes)),
                   human_bytes(static_cast<double>(f.host.memory_available_bytes))));
+  if (const auto& d = f.gpu.device)
+    row("gpu", fmt::format("{}, sm_{}{}, {} multiprocessors, {}, {} free; CUDA {} (driver's {})",
+                           d->name, d->compute_major, d->compute_minor, d->multiprocessors,
+                           human_bytes(static_cast<double>(d->total_bytes)),
+                           human_bytes(static_cast<double>(f.gpu.free_bytes)), d->runtime_version,
+                           d->driver_version));
+  else
+    row("gpu", f.gpu.reason);
   row("disk",
       fmt::format("{} free for {}", human_bytes(static_cast<double>(f.disk_free)), flags.run_dir));
   row("data", fmt::format("{}{}", f.home, std::getenv("TL_HOME") != nullptr ? " (TL_HOME)" : ""));
@@ -364,6 +411,20 @@ OrderedJson to_json(const Findings& f, const DoctorFlags& flags) {
   machine["memory_total_bytes"] = f.host.memory_total_bytes;
   machine["memory_available_bytes"] = f.host.memory_available_bytes;
   json["machine"] = machine;
+  OrderedJson gpu;
+  gpu["built"] = cuda::built();
+  if (const auto& d = f.gpu.device)
+    gpu["device"] = {
+        {"name", d->name},
+        {"compute_capability", fmt::format("{}.{}", d->compute_major, d->compute_minor)},
+        {"multiprocessors", d->multiprocessors},
+        {"memory_total_bytes", d->total_bytes},
+        {"memory_free_bytes", f.gpu.free_bytes},
+        {"driver_cuda", d->driver_version},
+        {"runtime_cuda", d->runtime_version}};
+  else
+    gpu["reason"] = f.gpu.reason;
+  json["cuda"] = gpu;
   json["run_dir"] = flags.run_dir;
   json["disk_free_bytes"] = f.disk_free;
   json["data_dir"] = f.home;

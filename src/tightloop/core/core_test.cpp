@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/dtype.h"
 #include "tightloop/core/error.h"
+#include "tightloop/core/exec.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/core/tensor.h"
 #include "tightloop/core/threads.h"
@@ -23,6 +25,21 @@ TEST(Error, ChainIsOutermostFirst) {
 TEST(Error, NearestName) {
   EXPECT_EQ(nearest_name("dept", {"depth", "seed"}), "depth");
   EXPECT_EQ(nearest_name("zzzzzz", {"depth", "seed"}), "");
+}
+
+TEST(Device, MissingCudaSaysWhyAndWhatToDo) {
+  if (cuda::device_count() > 0) {
+    EXPECT_EQ(parse_device("cuda"), Device::cuda);
+    return;
+  }
+  try {
+    parse_device("cuda");
+    FAIL() << "expected an Error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), cuda::built() ? ErrorKind::device : ErrorKind::unsupported);
+    EXPECT_EQ(e.message().rfind("no CUDA device: ", 0), 0u) << e.message();
+    EXPECT_NE(e.hint(), "");
+  }
 }
 
 TEST(Dtype, Bf16RoundsToNearestEven) {

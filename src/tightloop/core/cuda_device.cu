@@ -1,4 +1,5 @@
 #include <atomic>
+#include <cstdlib>
 #include <cuda_runtime.h>
 
 #include "tightloop/core/cuda_device.h"
@@ -31,6 +32,45 @@ std::string size_text(int64_t bytes) {
   return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / 0x1p20);
 }
 
+std::string version_text(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+/// Why the runtime counts no device, and what to do next.
+Error no_device(cudaError_t status) {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);  // 0 without a driver, which the status does not tell
+  cudaRuntimeGetVersion(&runtime);
+  cudaGetLastError();
+  const auto error = [](std::string reason, std::string hint) {
+    Error made(ErrorKind::device, "no CUDA device: " + reason);
+    made.with_hint(std::move(hint));
+    return made;
+  };
+  if (driver == 0)
+    return error("no NVIDIA driver was found",
+                 fmt::format("`nvidia-smi` must list a GPU: install a driver for CUDA {} or later; "
+                             "a container must be started with its GPUs (docker: --gpus all)",
+                             version_text(runtime)));
+  if (status == cudaErrorInsufficientDriver)
+    return error(fmt::format("the NVIDIA driver is for CUDA {}, this build needs {}",
+                             version_text(driver), version_text(runtime)),
+                 fmt::format("update the driver to one for CUDA {} or later; `nvidia-smi` says "
+                             "which one runs",
+                             version_text(runtime)));
+  if (status == cudaSuccess || status == cudaErrorNoDevice) {
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    if (visible != nullptr)
+      return error(fmt::format("CUDA_VISIBLE_DEVICES is '{}', which leaves none", visible),
+                   "unset CUDA_VISIBLE_DEVICES, or name a GPU that `nvidia-smi -L` lists");
+    return error("the NVIDIA driver finds no GPU",
+                 "`nvidia-smi -L` must list one; a container must be started with its GPUs "
+                 "(docker: --gpus all)");
+  }
+  return error(fmt::format("{} ({})", cudaGetErrorString(status), cudaGetErrorName(status)),
+               "`nvidia-smi` says in what state driver and GPU are");
+}
+
 }  // namespace
 
 bool built() {
@@ -46,8 +86,8 @@ int device_count() {
 
 void expect_device() {
   int count = 0;
-  check(cudaGetDeviceCount(&count), "looking for a device");
-  if (count == 0) fail(ErrorKind::device, "CUDA: there is no device");
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) throw no_device(status);
 }
 
 DeviceInfo device_info() {
@@ -59,8 +99,11 @@ DeviceInfo device_info() {
                   .compute_minor = prop.minor,
                   .multiprocessors = prop.multiProcessorCount,
                   .total_bytes = static_cast<int64_t>(prop.totalGlobalMem)};
-  check(cudaDriverGetVersion(&info.driver_version), "reading the driver's version");
-  check(cudaRuntimeGetVersion(&info.runtime_version), "reading the runtime's version");
+  int driver = 0, runtime = 0;
+  check(cudaDriverGetVersion(&driver), "reading the driver's version");
+  check(cudaRuntimeGetVersion(&runtime), "reading the runtime's version");
+  info.driver_version = version_text(driver);
+  info.runtime_version = version_text(runtime);
   return info;
 }
 

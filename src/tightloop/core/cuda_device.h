@@ -13,7 +13,8 @@ namespace tightloop::cuda {
 bool built();
 /// Devices that can be used now; 0 in a build without CUDA.
 int device_count();
-/// Error{unsupported} in a build without CUDA, Error{device} when no device can be used.
+/// Error{unsupported} in a build without CUDA, Error{device} when no device can be used; the
+/// message says why, the hint what to do next.
 void expect_device();
 
 struct DeviceInfo {
@@ -21,7 +22,7 @@ struct DeviceInfo {
   int compute_major = 0, compute_minor = 0;
   int multiprocessors = 0;
   int64_t total_bytes = 0;
-  int driver_version = 0, runtime_version = 0;  // 13000 is 13.0
+  std::string driver_version, runtime_version;  // of CUDA: "13.0"
 };
 DeviceInfo device_info();
 /// Device memory that can still be allocated, from the driver.

@@ -8,8 +8,9 @@ namespace tightloop::cuda {
 namespace {
 
 [[noreturn]] void not_built() {
-  throw Error(ErrorKind::unsupported, "this build has no CUDA")
-      .with_hint("build with `cmake --preset cuda && cmake --build --preset cuda`");
+  throw Error(ErrorKind::unsupported, "no CUDA device: this program was built without CUDA")
+      .with_hint(
+          "build with `cmake --preset cuda && cmake --build --preset cuda` (CUDA toolkit 13)");
 }
 
 }  // namespace
