@@ -30,6 +30,9 @@ void VjpContext::replace_grad(size_t i, Value grad) {
 void VjpContext::add_grad(size_t i, Value grad) {
   if (is_parameter(i)) {
     const ParameterGrad target = parameter_grad(i);
+    if (type(grad).dtype != type(target.slot).dtype)
+      grad = builder_.emit1("cast", {grad},
+                            {{"dtype", static_cast<int64_t>(type(target.slot).dtype)}});
     builder_.emit("store", {grad}, {{"accumulate", target.accumulate}}, {target.slot});
     return;
   }

@@ -44,7 +44,7 @@ class VjpContext {
   Value grad_so_far(size_t i) const;
   void replace_grad(size_t i, Value grad);
   /// Adds a contribution to input i: an `add` op when a temporary has one already, a `store` into
-  /// the gradient slot for a parameter.
+  /// the gradient slot for a parameter, in the slot's dtype.
   void add_grad(size_t i, Value grad);
 
   struct ParameterGrad {

@@ -55,6 +55,16 @@ TEST(Linear, Bf16MatchesRefOnCuda) {
   }
 }
 
+TEST(Linear, GradientsOfCastParametersGoToTheirOwnSlots) {
+  check_op({.slots = {{"x", {DType::f32, {5, 8}}}, {"w", {DType::f32, {6, 8}}}},
+            .build =
+                [](Builder& b) {
+                  return std::vector<Value>{linear(b, cast(b, b.slot("x"), DType::bf16),
+                                                   cast(b, b.slot("w"), DType::bf16))};
+                }},
+           {.devices = {}});  // the reference against finite differences
+}
+
 TEST(Linear, Relu2FormsMatchRef) {
   const std::vector<testing::TestSlot> slots = {{"x", {DType::f32, {21, 40}}},
                                                 {"w", {DType::f32, {56, 40}}},

@@ -120,59 +120,55 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   }
 }
 
-/// N elements of everything that a backward reads, as it is stored.
-template <int N, typename T>
-struct BwdPacks {
-  Pack<T, N> dh, h, dt_in, s, z, dz_in;
-
-  __device__ void load(const Bwd<T>& q, int64_t i) {
-    const auto at = [i](const T* p) { return *reinterpret_cast<const Pack<T, N>*>(p + i); };
-    dh = at(q.dh);
-    h = at(q.h);
-    if (q.dt_in != nullptr) dt_in = at(q.dt_in);
-    if (q.s != nullptr) s = at(q.s);
-    if (q.z != nullptr) z = at(q.z);
-    if (q.dz_in != nullptr) dz_in = at(q.dz_in);
-  }
-  __device__ float dot() const {
-    float sum = 0.0f;
+template <int N>
+__device__ float dot_of(const float (&x)[N], const float (&y)[N]) {
+  float sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += load_as_float(dh.at + j) * load_as_float(h.at + j);
-    return sum;
-  }
-};
+  for (int j = 0; j < N; ++j) sum += x[j] * y[j];
+  return sum;
+}
 
 /// ds and dz of N elements from i on, dt being a * dh - b * h (+ dt_in); adds to the two sums.
+/// dh and h are overwritten.
 template <int N, typename T>
 __device__ void store_gradients(const Bwd<T>& q,
                                 int64_t i,
-                                const BwdPacks<N, T>& in,
+                                float (&dh)[N],
+                                float (&h)[N],
                                 float a,
                                 float b,
                                 float fa,
                                 float fb,
                                 float& sum_s,
                                 float& sum_z) {
-  Pack<T, N> ds, dz;
+  float other[N];
 #pragma unroll
-  for (int j = 0; j < N; ++j) {
-    float dt = a * load_as_float(in.dh.at + j) - b * load_as_float(in.h.at + j);
-    if (q.dt_in != nullptr) dt += load_as_float(in.dt_in.at + j);
-    if (q.dz == nullptr) {
-      store_float(ds.at + j, dt);
-      continue;
-    }
-    if (q.s != nullptr) sum_s += dt * load_as_float(in.s.at + j);
-    if (q.z != nullptr) sum_z += dt * load_as_float(in.z.at + j);
-    store_float(ds.at + j, fa * dt);
-    store_float(dz.at + j, q.dz_in == nullptr ? fb * dt : fb * dt + load_as_float(in.dz_in.at + j));
+  for (int j = 0; j < N; ++j) dh[j] = a * dh[j] - b * h[j];
+  if (q.dt_in != nullptr) {
+    load_floats<N>(q.dt_in + i, other);
+#pragma unroll
+    for (int j = 0; j < N; ++j) dh[j] += other[j];
   }
-  *reinterpret_cast<Pack<T, N>*>(q.ds + i) = ds;
-  if (q.dz != nullptr) *reinterpret_cast<Pack<T, N>*>(q.dz + i) = dz;
+  if (q.dz == nullptr) return store_floats<N>(q.ds + i, dh);
+  if (q.s != nullptr) {
+    load_floats<N>(q.s + i, other);
+    sum_s += dot_of(dh, other);
+  }
+  if (q.z != nullptr) {
+    load_floats<N>(q.z + i, other);
+    sum_z += dot_of(dh, other);
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j) h[j] = fb * dh[j], dh[j] *= fa;
+  if (q.dz_in != nullptr) {
+    load_floats<N>(q.dz_in + i, other);
+#pragma unroll
+    for (int j = 0; j < N; ++j) h[j] += other[j];
+  }
+  store_floats<N>(q.dz + i, h);
+  store_floats<N>(q.ds + i, dh);
 }
 
-/// Kept: all loads of a row are under way at once. Results may lie in the place of inputs, so the
-/// compiler could not move a load before a store by itself.
 template <typename T, int N, int Lanes, bool Kept>
 __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
   const int64_t row = row_of_thread<Lanes>();
@@ -182,23 +178,21 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
   constexpr int64_t kStep = Lanes * N;
   const float fa = q.a.value(), fb = q.b.value(), rstd = q.rstd[row];
 
-  constexpr int kPacks = Kept ? kKept : 1;
-  BwdPacks<N, T> in[kPacks];
-  float dot = 0.0f;
+  float dh[kKept][N], h[kKept][N], dot = 0.0f;
   if constexpr (Kept) {
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
+    for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
-      if (c < q.cols) in[k].load(q, first + c);
-    }
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      if (begin + k * kStep < q.cols) dot += in[k].dot();
+      if (c >= q.cols) continue;
+      load_floats<N>(q.dh + first + c, dh[k]);
+      load_floats<N>(q.h + first + c, h[k]);
+      dot += dot_of(dh[k], h[k]);
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      in[0].load(q, first + c);
-      dot += in[0].dot();
+      load_floats<N>(q.dh + first + c, dh[0]);
+      load_floats<N>(q.h + first + c, h[0]);
+      dot += dot_of(dh[0], h[0]);
     }
   }
   const float mean = row_sum<Lanes>(dot) / static_cast<float>(q.cols);
@@ -206,14 +200,15 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
   float sum_s = 0.0f, sum_z = 0.0f;
   if constexpr (Kept) {
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
+    for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
-      if (c < q.cols) store_gradients<N>(q, first + c, in[k], a, b, fa, fb, sum_s, sum_z);
+      if (c < q.cols) store_gradients<N>(q, first + c, dh[k], h[k], a, b, fa, fb, sum_s, sum_z);
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      in[0].load(q, first + c);
-      store_gradients<N>(q, first + c, in[0], a, b, fa, fb, sum_s, sum_z);
+      load_floats<N>(q.dh + first + c, dh[0]);
+      load_floats<N>(q.h + first + c, h[0]);
+      store_gradients<N>(q, first + c, dh[0], h[0], a, b, fa, fb, sum_s, sum_z);
     }
   }
   if (q.s != nullptr) {
