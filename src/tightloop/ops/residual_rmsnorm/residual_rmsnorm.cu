@@ -6,7 +6,29 @@ namespace tightloop {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kKept = 4;  // packs of a row a thread keeps in registers between its two passes
+
+/// Packs of a row that a lane keeps in registers between its two passes; 0: it reads them again.
+constexpr int kFew = 4, kMany = 8;
+
+/// N elements as they are stored: 16 bytes stay in four registers, where a Pack of bf16 takes
+/// eight.
+template <typename T, int N>
+struct Stored {
+  Pack<T, N> pack;
+  __device__ void load(const T* p) { pack = *reinterpret_cast<const Pack<T, N>*>(p); }
+  __device__ float at(int j) const { return load_as_float(pack.at + j); }
+};
+template <>
+struct Stored<bf16, 8> {
+  uint32_t words[4];
+  __device__ void load(const bf16* p) {
+    const uint4 v = *reinterpret_cast<const uint4*>(p);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  }
+  __device__ float at(int j) const {
+    return __uint_as_float(j % 2 == 0 ? words[j / 2] << 16 : words[j / 2] & 0xffff0000u);
+  }
+};
 
 template <typename T>
 struct Fwd {
@@ -77,8 +99,8 @@ __device__ void store_scaled(T* h, float (&t)[N], float factor) {
   store_floats<N>(h, t);
 }
 
-/// Kept: the row has at most kKept packs a lane. Else what was stored is read again.
-template <typename T, int N, int Lanes, bool Kept>
+/// The row has at most `Packs` packs a lane; 0: what was stored is read again.
+template <typename T, int N, int Lanes, int Packs>
 __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   const int64_t row = row_of_thread<Lanes>();
   if (row >= q.rows) return;
@@ -87,8 +109,9 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   constexpr int64_t kStep = Lanes * N;
   const float fa = q.a.value(), fb = q.b.value();
 
+  constexpr int kKept = Packs == 0 ? 1 : Packs;
   float kept[kKept][N], squares = 0.0f;
-  if constexpr (Kept) {
+  if constexpr (Packs > 0) {
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
@@ -105,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   const float mean = row_sum<Lanes>(squares) / static_cast<float>(q.cols);
   const float rstd = 1.0f / sqrtf(mean + q.eps), factor = rstd * q.scale;
   if (begin == 0) q.rstd[row] = rstd;
-  if constexpr (Kept) {
+  if constexpr (Packs > 0) {
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
@@ -120,118 +143,136 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   }
 }
 
-template <int N>
-__device__ float dot_of(const float (&x)[N], const float (&y)[N]) {
+/// What a lane reads besides dh and h for N elements.
+template <typename T, int N>
+struct Others {
+  Stored<T, N> dt_in, s, z, dz_in;
+  __device__ void load(const Bwd<T>& q, int64_t i) {
+    if (q.dt_in != nullptr) dt_in.load(q.dt_in + i);
+    if (q.s != nullptr) s.load(q.s + i);
+    if (q.z != nullptr) z.load(q.z + i);
+    if (q.dz_in != nullptr) dz_in.load(q.dz_in + i);
+  }
+};
+
+template <typename T, int N>
+__device__ float dot_of(const Stored<T, N>& x, const Stored<T, N>& y) {
   float sum = 0.0f;
 #pragma unroll
-  for (int j = 0; j < N; ++j) sum += x[j] * y[j];
+  for (int j = 0; j < N; ++j) sum += x.at(j) * y.at(j);
   return sum;
 }
 
+/// The numbers of a row that its gradients are made with, and the sums it makes.
+struct BwdRow {
+  float a, b, fa, fb;
+  float sum_s = 0.0f, sum_z = 0.0f;
+};
+
 /// ds and dz of N elements from i on, dt being a * dh - b * h (+ dt_in); adds to the two sums.
-/// dh and h are overwritten.
-template <int N, typename T>
+template <typename T, int N>
 __device__ void store_gradients(const Bwd<T>& q,
                                 int64_t i,
-                                float (&dh)[N],
-                                float (&h)[N],
-                                float a,
-                                float b,
-                                float fa,
-                                float fb,
-                                float& sum_s,
-                                float& sum_z) {
-  float other[N];
+                                const Stored<T, N>& dh,
+                                const Stored<T, N>& h,
+                                const Others<T, N>& other,
+                                BwdRow& row) {
+  float ds[N], dz[N];
 #pragma unroll
-  for (int j = 0; j < N; ++j) dh[j] = a * dh[j] - b * h[j];
-  if (q.dt_in != nullptr) {
-    load_floats<N>(q.dt_in + i, other);
-#pragma unroll
-    for (int j = 0; j < N; ++j) dh[j] += other[j];
+  for (int j = 0; j < N; ++j) {
+    float dt = row.a * dh.at(j) - row.b * h.at(j);
+    if (q.dt_in != nullptr) dt += other.dt_in.at(j);
+    ds[j] = dt;
+    if (q.dz == nullptr) continue;
+    if (q.s != nullptr) row.sum_s += dt * other.s.at(j);
+    if (q.z != nullptr) row.sum_z += dt * other.z.at(j);
+    dz[j] = row.fb * dt;
+    if (q.dz_in != nullptr) dz[j] += other.dz_in.at(j);
+    ds[j] = row.fa * dt;
   }
-  if (q.dz == nullptr) return store_floats<N>(q.ds + i, dh);
-  if (q.s != nullptr) {
-    load_floats<N>(q.s + i, other);
-    sum_s += dot_of(dh, other);
-  }
-  if (q.z != nullptr) {
-    load_floats<N>(q.z + i, other);
-    sum_z += dot_of(dh, other);
-  }
-#pragma unroll
-  for (int j = 0; j < N; ++j) h[j] = fb * dh[j], dh[j] *= fa;
-  if (q.dz_in != nullptr) {
-    load_floats<N>(q.dz_in + i, other);
-#pragma unroll
-    for (int j = 0; j < N; ++j) h[j] += other[j];
-  }
-  store_floats<N>(q.dz + i, h);
-  store_floats<N>(q.ds + i, dh);
+  if (q.dz != nullptr) store_floats<N>(q.dz + i, dz);
+  store_floats<N>(q.ds + i, ds);
 }
 
-template <typename T, int N, int Lanes, bool Kept>
+/// As the forward. Results may lie in the place of inputs, so the compiler moves no load before a
+/// store: what the next pack needs is loaded by hand before this one's results are stored.
+template <typename T, int N, int Lanes, int Packs>
 __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
   const int64_t row = row_of_thread<Lanes>();
   if (row >= q.rows) return;
   const int64_t first = row * q.cols;
   const int64_t begin = (threadIdx.x % Lanes) * N;
   constexpr int64_t kStep = Lanes * N;
-  const float fa = q.a.value(), fb = q.b.value(), rstd = q.rstd[row];
+  constexpr int kKept = Packs == 0 ? 1 : Packs;
+  const float rstd = q.rstd[row];
 
-  float dh[kKept][N], h[kKept][N], dot = 0.0f;
-  if constexpr (Kept) {
+  Stored<T, N> dh[kKept], h[kKept];
+  Others<T, N> other;
+  float dot = 0.0f;
+  if constexpr (Packs > 0) {
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
       if (c >= q.cols) continue;
-      load_floats<N>(q.dh + first + c, dh[k]);
-      load_floats<N>(q.h + first + c, h[k]);
-      dot += dot_of(dh[k], h[k]);
+      dh[k].load(q.dh + first + c);
+      h[k].load(q.h + first + c);
+    }
+    if (begin < q.cols) other.load(q, first + begin);
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < q.cols) dot += dot_of(dh[k], h[k]);
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      load_floats<N>(q.dh + first + c, dh[0]);
-      load_floats<N>(q.h + first + c, h[0]);
+      dh[0].load(q.dh + first + c);
+      h[0].load(q.h + first + c);
       dot += dot_of(dh[0], h[0]);
     }
   }
   const float mean = row_sum<Lanes>(dot) / static_cast<float>(q.cols);
-  const float a = rstd * q.scale, b = rstd * mean / q.scale;
-  float sum_s = 0.0f, sum_z = 0.0f;
-  if constexpr (Kept) {
+  BwdRow made{
+      .a = rstd * q.scale, .b = rstd * mean / q.scale, .fa = q.a.value(), .fb = q.b.value()};
+  if constexpr (Packs > 0) {
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
-      if (c < q.cols) store_gradients<N>(q, first + c, dh[k], h[k], a, b, fa, fb, sum_s, sum_z);
+      if (c >= q.cols) continue;
+      const Others<T, N> mine = other;
+      if (k + 1 < kKept && c + kStep < q.cols) other.load(q, first + c + kStep);
+      store_gradients(q, first + c, dh[k], h[k], mine, made);
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      load_floats<N>(q.dh + first + c, dh[0]);
-      load_floats<N>(q.h + first + c, h[0]);
-      store_gradients<N>(q, first + c, dh[0], h[0], a, b, fa, fb, sum_s, sum_z);
+      dh[0].load(q.dh + first + c);
+      h[0].load(q.h + first + c);
+      other.load(q, first + c);
+      store_gradients(q, first + c, dh[0], h[0], other, made);
     }
   }
   if (q.s != nullptr) {
-    const float sum = row_sum<Lanes>(sum_s);
+    const float sum = row_sum<Lanes>(made.sum_s);
     if (begin == 0) q.sum_s[row] = sum;
   }
   if (q.z != nullptr) {
-    const float sum = row_sum<Lanes>(sum_z);
+    const float sum = row_sum<Lanes>(made.sum_z);
     if (begin == 0) q.sum_z[row] = sum;
   }
 }
 
-/// Calls fn with the constants N, Lanes, Kept that suit rows of `cols` elements of T.
+/// Calls fn with the constants N, Lanes, Packs that suit rows of `cols` elements of T.
 template <typename T, typename Fn>
 void with_row_shape(int64_t cols, bool packs, Fn&& fn) {
   const auto with_lanes = [&](auto n) {
-    constexpr int kWarpKeeps = kWarp * decltype(n)::value * kKept;
-    constexpr int kBlockKeeps = kThreads * decltype(n)::value * kKept;
+    constexpr int kN = decltype(n)::value;
     constexpr std::integral_constant<int, kWarp> kByWarp{};
     constexpr std::integral_constant<int, kThreads> kByBlock{};
-    if (cols <= kWarpKeeps) return fn(n, kByWarp, std::true_type{});
-    if (cols <= kBlockKeeps) return fn(n, kByBlock, std::true_type{});
-    fn(n, kByBlock, std::false_type{});
+    constexpr std::integral_constant<int, kFew> kKeepFew{};
+    constexpr std::integral_constant<int, kMany> kKeepMany{};
+    constexpr std::integral_constant<int, 0> kKeepNone{};
+    if (cols <= kWarp * kN * kFew) return fn(n, kByWarp, kKeepFew);
+    if (cols <= kWarp * kN * kMany) return fn(n, kByWarp, kKeepMany);
+    if (cols <= kThreads * kN * kFew) return fn(n, kByBlock, kKeepFew);
+    fn(n, kByBlock, kKeepNone);
   };
   if (packs) return with_lanes(std::integral_constant<int, kElementsOf16Bytes<T>>{});
   with_lanes(std::integral_constant<int, 1>{});
