@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/build_info.h"
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/log.h"
 #include "tightloop/core/threads.h"
 #include "tightloop/io/csv.h"
@@ -88,8 +89,15 @@ OrderedJson Trainer::Impl::run_json() const {
     if (const char* value = std::getenv(name)) json["host"][name] = value;
   }
   json["device"] = name_of(config.device);
+  if (config.device == Device::cuda) {
+    const cuda::DeviceInfo gpu = cuda::device_info();
+    json["gpu"] = {{"name", gpu.name},
+                   {"compute", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor)},
+                   {"driver", gpu.driver_version},
+                   {"runtime", gpu.runtime_version}};
+  }
   json["threads"] = thread_count();
-  json["gemm"] = gemm_kernel_name();
+  json["gemm"] = config.device == Device::cuda ? "cuBLASLt" : gemm_kernel_name();
   json["seed"] = config.seed;
   if (config.data_seed) json["data_seed"] = *config.data_seed;
   json["data"] = {{"path", plan.data},
