@@ -12,6 +12,7 @@
 #include "tightloop/io/csv.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/model/nanochat_init.h"
+#include "tightloop/ops/attention/attention.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/train/trainer_impl.h"
 
@@ -94,7 +95,8 @@ OrderedJson Trainer::Impl::run_json() const {
     json["gpu"] = {{"name", gpu.name},
                    {"compute", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor)},
                    {"driver", gpu.driver_version},
-                   {"runtime", gpu.runtime_version}};
+                   {"runtime", gpu.runtime_version},
+                   {"bf16_attention", attention_library()}};
   }
   json["threads"] = thread_count();
   json["gemm"] = config.device == Device::cuda ? "cuBLASLt" : gemm_kernel_name();

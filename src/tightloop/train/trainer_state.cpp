@@ -5,6 +5,7 @@
 #include "tightloop/core/build_info.h"
 #include "tightloop/core/cuda_device.h"
 #include "tightloop/model/nanochat_init.h"
+#include "tightloop/ops/attention/attention.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/train/checkpoint.h"
 #include "tightloop/train/trainer_impl.h"
@@ -33,8 +34,11 @@ std::string Trainer::Impl::kernels() const {
     return fmt::format("{} {} {}", build_info().compiler, name_of(config.device),
                        gemm_kernel_name());
   const cuda::DeviceInfo device = cuda::device_info();
-  return fmt::format("{} cuda {} sm_{}{} runtime {}", build_info().compiler, device.name,
-                     device.compute_major, device.compute_minor, device.runtime_version);
+  std::string text =
+      fmt::format("{} cuda {} sm_{}{} runtime {}", build_info().compiler, device.name,
+                  device.compute_major, device.compute_minor, device.runtime_version);
+  if (config.dtype == DType::bf16) text += ", attention by " + attention_library();
+  return text;
 }
 
 void Trainer::Impl::restore() {

@@ -44,6 +44,11 @@ std::string_view attention_kernel_name(
   return cudnn_attention_scratch_bytes({q, k, window, softmax_scale, backward}) ? "cudnn" : "own";
 }
 
+std::string attention_library() {
+  const int64_t version = cudnn_attention_version();
+  return version == 0 ? "own" : fmt::format("cuDNN {}", version);
+}
+
 namespace {
 
 void expect_operands(

@@ -44,6 +44,9 @@ std::vector<Value> attention(
 std::string_view attention_kernel_name(
     const Type& q, const Type& k, int64_t window, double softmax_scale, bool backward);
 
+/// What bf16 attention on the cuda device may run through: "cuDNN 91900", or "own" kernels alone.
+std::string attention_library();
+
 /// Pairs (i, j) that T queries see: Σ_i min(i, window) + 1.
 int64_t attention_visible_pairs(int64_t tokens, int64_t window);
 

@@ -536,6 +536,10 @@ bool cudnn_attention_bwd(const Exec& exec, const AttentionBwd& a) {
        given(kLse, a.lse), given(kDq, a.dq), given(kDk, a.dk), given(kDv, a.dv)});
 }
 
+int64_t cudnn_attention_version() {
+  return library().handle == nullptr ? 0 : static_cast<int64_t>(library().version());
+}
+
 bool set_cudnn_attention(bool on) {
   return enabled.exchange(on);
 }
@@ -554,6 +558,9 @@ bool cudnn_attention_fwd(const Exec&, const AttentionFwd&) {
 }
 bool cudnn_attention_bwd(const Exec&, const AttentionBwd&) {
   return false;
+}
+int64_t cudnn_attention_version() {
+  return 0;
 }
 bool set_cudnn_attention(bool) {
   return false;

@@ -28,6 +28,9 @@ std::optional<int64_t> cudnn_attention_scratch_bytes(const AttentionProblem& pro
 bool cudnn_attention_fwd(const Exec& exec, const AttentionFwd& args);
 bool cudnn_attention_bwd(const Exec& exec, const AttentionBwd& args);
 
+/// The library that would be used, as cuDNN counts (91900 is 9.19.0); 0 for none.
+int64_t cudnn_attention_version();
+
 /// For tests and comparisons: with false nothing is served from now on. Returns what was set.
 bool set_cudnn_attention(bool enabled);
 
