@@ -8,7 +8,7 @@
 namespace tightloop::cuda {
 namespace {
 
-std::atomic<int64_t> g_synchronizations{0};
+std::atomic<int64_t> g_synchronizations{0}, g_allocations{0};
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -19,12 +19,32 @@ void check(cudaError_t status, const char* what) {
   fail(kind, "CUDA: {}: {} ({})", what, text, name);
 }
 
+/// As check(), for calls that wait: what went wrong is anything enqueued before.
+void check_waited(cudaError_t status, const char* what) {
+  try {
+    check(status, what);
+  } catch (Error& e) {
+    if (!debug_sync())
+      e.with_hint(
+          "it was found at a later wait: run again with `--debug-sync`, which names the "
+          "operation");
+    throw;
+  }
+}
+
+cudaStream_t make_stream() {
+  cudaStream_t made;
+  check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "making a stream");
+  return made;
+}
+
 cudaStream_t the_stream() {
-  static cudaStream_t stream = [] {
-    cudaStream_t made;
-    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "making the stream");
-    return made;
-  }();
+  static cudaStream_t stream = make_stream();
+  return stream;
+}
+
+cudaStream_t upload_stream() {
+  static cudaStream_t stream = make_stream();
   return stream;
 }
 
@@ -114,6 +134,7 @@ int64_t free_bytes() {
 }
 
 std::byte* allocate(int64_t bytes) {
+  ++g_allocations;
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(bytes));
   if (status == cudaErrorMemoryAllocation) {
@@ -131,6 +152,7 @@ void release(std::byte* memory) {
 }
 
 std::byte* allocate_pinned(int64_t bytes) {
+  ++g_allocations;
   void* memory = nullptr;
   check(cudaMallocHost(&memory, static_cast<size_t>(bytes)), "allocating page-locked memory");
   std::fill_n(static_cast<std::byte*>(memory), bytes, std::byte{0});
@@ -141,13 +163,17 @@ void release_pinned(std::byte* memory) {
   cudaFreeHost(memory);
 }
 
+int64_t allocations() {
+  return g_allocations.load();
+}
+
 void* stream() {
   return the_stream();
 }
 
 void synchronize() {
   ++g_synchronizations;
-  check(cudaStreamSynchronize(the_stream()), "running the enqueued work");
+  check_waited(cudaStreamSynchronize(the_stream()), "running the enqueued work");
 }
 
 int64_t synchronizations() {
@@ -176,6 +202,18 @@ void enqueue_copy_to_host(void* host, const void* device, int64_t bytes) {
         "copying to the host");
 }
 
+void enqueue_copy_on_device(void* to, const void* from, int64_t bytes) {
+  check(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, the_stream()),
+      "copying on the device");
+}
+
+void enqueue_upload(void* device, const void* host, int64_t bytes) {
+  check(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                        upload_stream()),
+        "uploading to the device");
+}
+
 Event::Event() {
   cudaEvent_t made;
   check(cudaEventCreate(&made), "making an event");
@@ -190,8 +228,20 @@ void Event::record() {
   check(cudaEventRecord(static_cast<cudaEvent_t>(event_), the_stream()), "recording an event");
 }
 
+void Event::record_upload() {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), upload_stream()), "recording an event");
+}
+
+void Event::hold_stream() const {
+  check(cudaStreamWaitEvent(the_stream(), static_cast<cudaEvent_t>(event_)), "ordering streams");
+}
+
+void Event::hold_uploads() const {
+  check(cudaStreamWaitEvent(upload_stream(), static_cast<cudaEvent_t>(event_)), "ordering streams");
+}
+
 void Event::wait() const {
-  check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "running the enqueued work");
+  check_waited(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "running the enqueued work");
 }
 
 double Event::seconds(const Event& from, const Event& to) {

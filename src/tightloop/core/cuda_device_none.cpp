@@ -38,6 +38,9 @@ std::byte* allocate_pinned(int64_t) {
   not_built();
 }
 void release_pinned(std::byte*) {}
+int64_t allocations() {
+  return 0;
+}
 void* stream() {
   not_built();
 }
@@ -59,11 +62,20 @@ void enqueue_copy_to_device(void*, const void*, int64_t) {
 void enqueue_copy_to_host(void*, const void*, int64_t) {
   not_built();
 }
+void enqueue_copy_on_device(void*, const void*, int64_t) {
+  not_built();
+}
+void enqueue_upload(void*, const void*, int64_t) {
+  not_built();
+}
 Event::Event() : event_(nullptr) {
   not_built();
 }
 Event::~Event() = default;
 void Event::record() {}
+void Event::record_upload() {}
+void Event::hold_stream() const {}
+void Event::hold_uploads() const {}
 void Event::wait() const {}
 double Event::seconds(const Event&, const Event&) {
   not_built();

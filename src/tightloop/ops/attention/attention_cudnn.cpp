@@ -420,7 +420,7 @@ std::atomic<bool> enabled = true;
 /// The plan for these shapes, made once; null where there is none.
 const Plan* plan_of(const Shapes& p) {
   static auto* plans = new std::map<decltype(p.key()), std::optional<Plan>>;
-  if (!enabled || library().handle == nullptr) return nullptr;
+  if (cuda::generic_arch() || !enabled || library().handle == nullptr) return nullptr;
   if (p.tokens % kAlwaysGoodLength != 0 && library().version() < kAnyLengthVersion) return nullptr;
   const std::lock_guard lock(cache_mutex);
   auto at = plans->find(p.key());
@@ -537,7 +537,8 @@ bool cudnn_attention_bwd(const Exec& exec, const AttentionBwd& a) {
 }
 
 int64_t cudnn_attention_version() {
-  return library().handle == nullptr ? 0 : static_cast<int64_t>(library().version());
+  if (cuda::generic_arch() || library().handle == nullptr) return 0;
+  return static_cast<int64_t>(library().version());
 }
 
 bool set_cudnn_attention(bool on) {

@@ -6,9 +6,10 @@
 #include "tightloop/ops/attention/attention.h"
 
 /// bf16 attention by cuDNN: the same operation, another kernel. The library is loaded at the first
-/// use; where it, a Hopper device or the build's support for it is missing, and for what it refuses
-/// (heads of more than 128 elements or not of whole 16-byte groups, one token, …), nothing is
-/// served and the caller's own kernels do the work. Always the same bits for the same operands.
+/// use; where it, a Hopper device or the build's support for it is missing, with
+/// cuda::generic_arch(), and for what it refuses (heads of more than 128 elements or not of whole
+/// 16-byte groups, one token, …), nothing is served and the caller's own kernels do the work.
+/// Always the same bits for the same operands.
 namespace tightloop {
 
 /// What a plan is made for. q (B, T, H, D), k (B, T, Hkv, D).
