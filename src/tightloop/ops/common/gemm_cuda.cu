@@ -6,6 +6,7 @@
 
 #include "tightloop/ops/common/cuda_map.cuh"
 #include "tightloop/ops/common/gemm_cuda.h"
+#include "tightloop/ops/common/gemm_sm90.h"
 
 namespace tightloop {
 namespace {
@@ -254,6 +255,10 @@ void gemm_cuda(const Exec& exec,
                const GemmCudaFactors& factors) {
   check_product(g, batch);
   if (g.M == 0 || g.N == 0 || batch.count == 0) return;
+  // What cuBLASLt would need a second pass for.
+  const bool two_passes =
+      g.epilogue == GemmEpilogue::relu2 || g.epilogue == GemmEpilogue::relu2_bwd;
+  if (two_passes && gemm_sm90_takes(g, batch)) return gemm_sm90(exec, g, batch, factors);
   // What is added comes through beta where its type allows it.
   const bool adds_e = g.epilogue == GemmEpilogue::add && g.e.dtype == g.c.dtype;
   if (factors.added != 1.0f && !adds_e)
