@@ -19,14 +19,35 @@ Workspace::Workspace(const std::vector<const Plan*>& plans) {
 }
 
 namespace {
-std::atomic<int64_t> g_programs_bound{0}, g_programs_captured{0};
-}
+using Clock = std::chrono::steady_clock;
+
+std::atomic<int64_t> g_programs_bound{0}, g_programs_captured{0}, g_graph_breaks{0};
+std::atomic<int64_t> g_capture_ns{0};
+}  // namespace
 
 int64_t programs_bound() {
   return g_programs_bound.load();
 }
 int64_t programs_captured() {
   return g_programs_captured.load();
+}
+double capture_seconds() {
+  return 1e-9 * static_cast<double>(g_capture_ns.load());
+}
+int64_t graph_breaks() {
+  return g_graph_breaks.load();
+}
+
+std::string described(const Program& program, int op) {
+  const Op& o = program.ops()[static_cast<size_t>(op)];
+  const auto types = [&](const std::vector<Value>& values, std::string text) {
+    for (Value v : values) {
+      if (v) text += (text.empty() ? "" : ", ") + to_string(program.type(v));
+    }
+    return text;
+  };
+  return fmt::format("{} in '{}' (op {} of '{}'): {} -> {}", o.def->name, o.scope, op,
+                     program.name(), types(o.inputs, ""), types(o.updates, types(o.outputs, "")));
 }
 
 Executable::Executable(Program program,
@@ -63,16 +84,34 @@ TensorView Executable::view(Value v) const {
           type_on(plan_.device, info.type)};
 }
 
-void Executable::run_calls() const {
-  for (const Call& c : calls_) c.run(exec_, {c.inputs, c.outputs, c.updates, *c.attrs});
+void Executable::run_calls(bool wait_each) const {
+  size_t i = 0;
+  try {
+    for (; i < calls_.size(); ++i) {
+      const Call& c = calls_[i];
+      c.run(exec_, {c.inputs, c.outputs, c.updates, *c.attrs});
+      if (wait_each) wait();
+    }
+  } catch (Error& e) {
+    e.with_context(described(program_, static_cast<int>(i)));
+    throw;
+  }
 }
 
 void Executable::run() {
-  if (plan_.device != Device::cuda || runs_++ == 0) return run_calls();
+  const bool on_cuda = plan_.device == Device::cuda;
+  const bool first = runs_++ == 0;
+  if (cuda::debug_sync()) {
+    if (on_cuda && !first) ++g_graph_breaks;
+    return run_calls(true);
+  }
+  if (!on_cuda || first) return run_calls();
   if (graph_ == nullptr) {
+    const Clock::time_point start = Clock::now();
     graph_ = std::make_unique<cuda::Graph>();
     graph_->capture([&] { run_calls(); });
     ++g_programs_captured;
+    g_capture_ns += std::chrono::nanoseconds(Clock::now() - start).count();
   }
   graph_->launch();
 }
@@ -82,7 +121,6 @@ void Executable::wait() const {
 }
 
 void Executable::run_profiled() {
-  using Clock = std::chrono::steady_clock;
   if (profile_.empty()) {
     for (size_t i = 0; i < calls_.size(); ++i) profile_.push_back({static_cast<int>(i), 0.0, 0});
   }

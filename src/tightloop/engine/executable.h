@@ -43,12 +43,21 @@ struct NonFinite {
 
 /// Programs bound by this process so far.
 int64_t programs_bound();
-/// CUDA graphs captured by this process so far: one a Program.
+/// CUDA graphs captured by this process so far, one a Program, and the seconds it took.
 int64_t programs_captured();
+double capture_seconds();
+/// Runs of Programs on cuda, after their first, that were not the launch of a graph.
+int64_t graph_breaks();
+
+/// One op as errors name it: "linear in 'layer 3/mlp' (op 12 of 'micro_step'): f32(8, 512),
+/// f32(512, 512) -> f32(8, 512)".
+std::string described(const Program& program, int op);
 
 /// A Program bound to memory and kernels. run() is a loop over bound kernels: no allocation, no
 /// look-up, nothing decided. On cuda it enqueues: the first run launches kernel by kernel, the
-/// second captures the loop into a graph, and every later one is the launch of that graph.
+/// second captures the loop into a graph, and every later one is the launch of that graph. With
+/// cuda::debug_sync() every run launches op by op and waits for each. An Error names the op it came
+/// from.
 class Executable {
  public:
   /// The Program is copied; slots and workspace must outlive the Executable.
@@ -69,7 +78,7 @@ class Executable {
   TensorView view(Value v) const;
 
  private:
-  void run_calls() const;
+  void run_calls(bool wait_each = false) const;
 
   struct Call {
     RunFn run = nullptr;

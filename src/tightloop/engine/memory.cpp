@@ -92,48 +92,62 @@ SlotStore::SlotStore(std::shared_ptr<const SlotTable> table, Device device, cons
   }
 }
 
-SlotStore::Mirror::Mirror(int64_t bytes, bool pin) {
-  if (pin) {
+SlotStore::Copy::Copy(int64_t bytes, SlotRole role) {
+  if (role == SlotRole::input || role == SlotRole::scalar || role == SlotRole::output) {
     pinned = cuda::allocate_pinned(bytes);
   } else {
     block = MemoryBlock(bytes);
   }
+  if (role != SlotRole::input) return;
+  staging = MemoryBlock(bytes, Device::cuda);
+  taken.record();  // after the zeroing of `staging`
 }
 
-SlotStore::Mirror::~Mirror() {
+SlotStore::Copy::~Copy() {
   if (pinned != nullptr) cuda::release_pinned(pinned);
 }
 
 SlotStore::Mirror& SlotStore::mirror(SlotId id) const {
-  std::unique_ptr<Mirror>& found = mirrors_[static_cast<size_t>(id.index)];
-  if (found == nullptr) {
+  Mirror& m = mirrors_[static_cast<size_t>(id.index)];
+  if (m.copies[0] == nullptr) {
     const SlotRole role = (*table_)[id].role;
-    const bool hot =
-        role == SlotRole::input || role == SlotRole::scalar || role == SlotRole::output;
-    found = std::make_unique<Mirror>(view(id).bytes(), hot);
+    m.copies[0] = std::make_unique<Copy>(view(id).bytes(), role);
+    if (role == SlotRole::input) m.copies[1] = std::make_unique<Copy>(view(id).bytes(), role);
   }
-  return *found;
+  return m;
 }
 
 TensorView SlotStore::host(SlotId id) const {
   if (device_ != Device::cuda) return view(id);
-  const Mirror& m = mirror(id);
-  m.sent.wait();
-  return {m.data(), view(id).type};
+  const Copy& copy = mirror(id).copy();
+  copy.sent.wait();
+  return {copy.data(), view(id).type};
 }
 
 void SlotStore::push(SlotId id) const {
   if (device_ != Device::cuda) return;
   Mirror& m = mirror(id);
-  cuda::enqueue_copy_to_device(view(id).data, m.data(), view(id).bytes());
-  m.sent.record();
+  Copy& copy = m.copy();
+  const TensorView slot = view(id);
+  if (copy.staging.data() == nullptr) {
+    cuda::enqueue_copy_to_device(slot.data, copy.data(), slot.bytes());
+    copy.sent.record();
+    return;
+  }
+  copy.taken.hold_uploads();
+  cuda::enqueue_upload(copy.staging.data(), copy.data(), slot.bytes());
+  copy.sent.record_upload();
+  copy.sent.hold_stream();
+  cuda::enqueue_copy_on_device(slot.data, copy.staging.data(), slot.bytes());
+  copy.taken.record();
+  m.turn = 1 - m.turn;
 }
 
 TensorView SlotStore::pull(SlotId id) const {
   if (device_ != Device::cuda) return view(id);
-  const Mirror& m = mirror(id);
-  cuda::copy_to_host(m.data(), view(id).data, view(id).bytes());
-  return {m.data(), view(id).type};
+  const Copy& copy = mirror(id).copy();
+  cuda::copy_to_host(copy.data(), view(id).data, view(id).bytes());
+  return {copy.data(), view(id).type};
 }
 
 }  // namespace tightloop

@@ -49,7 +49,9 @@ int64_t memory_blocks_made();
 /// The host reads and writes a slot through host(): the slot itself on cpu and ref, where push()
 /// and pull() then do nothing. On cuda it is a copy that is made at the first call and kept,
 /// page-locked for inputs, scalars and outputs; push() sends it to the slot, pull() fetches the
-/// slot.
+/// slot. An input has two such copies and two places on the device to which they are uploaded, in
+/// turn: the upload runs beside what is computed, and only its copy into the slot is ordered with
+/// the work. So after a push() of an input, host() is the other copy: write all of it.
 class SlotStore {
  public:
   /// Slots that `lender` has under the same name with the same type and role lie in its memory; it
@@ -64,7 +66,8 @@ class SlotStore {
   TensorView view(std::string_view name) const { return view(table_->get(name)); }
   int64_t bytes() const { return block_.bytes(); }
 
-  /// Waits until an earlier push() of the slot has left the host's copy.
+  /// Waits until an earlier push() of it has left the host's copy; of an input, the push before the
+  /// last.
   TensorView host(SlotId id) const;
   TensorView host(std::string_view name) const { return host(table_->get(name)); }
   /// Enqueued: work enqueued later sees the new content.
@@ -75,17 +78,24 @@ class SlotStore {
   TensorView pull(std::string_view name) const { return pull(table_->get(name)); }
 
  private:
-  /// The host's copy of a slot on cuda.
-  struct Mirror {
-    explicit Mirror(int64_t bytes, bool pinned);
-    ~Mirror();
-    Mirror(const Mirror&) = delete;
-    Mirror& operator=(const Mirror&) = delete;
+  /// A copy of a slot on the host of cuda.
+  struct Copy {
+    Copy(int64_t bytes, SlotRole role);
+    ~Copy();
+    Copy(const Copy&) = delete;
+    Copy& operator=(const Copy&) = delete;
 
     MemoryBlock block;            // ordinary memory, or
     std::byte* pinned = nullptr;  // page-locked
-    cuda::Event sent;
+    MemoryBlock staging;          // on the device, of an input
+    cuda::Event sent;             // it has left the host
+    cuda::Event taken;            // it has left `staging` for the slot
     std::byte* data() const { return pinned != nullptr ? pinned : block.data(); }
+  };
+  struct Mirror {
+    std::unique_ptr<Copy> copies[2];  // the second of inputs only
+    int turn = 0;
+    Copy& copy() const { return *copies[turn]; }
   };
   Mirror& mirror(SlotId id) const;
 
@@ -93,7 +103,7 @@ class SlotStore {
   Device device_;
   MemoryBlock block_;
   std::vector<TensorView> views_;
-  mutable std::vector<std::unique_ptr<Mirror>> mirrors_;  // by slot, on cuda
+  mutable std::vector<Mirror> mirrors_;  // by slot, on cuda
 };
 
 }  // namespace tightloop

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "tightloop/engine/memory.h"
+#include "tightloop/ops/common/gemm_cuda.h"
 #include "tightloop/ops/op_entry.h"
 
 namespace tightloop {
@@ -149,8 +150,12 @@ std::vector<MemoryLine> memory_table(const SlotTable& slots,
     lines.push_back({std::string(purpose), 0});
     return lines.back().bytes;
   };
-  for (const Slot& slot : slots.all())
-    line(name_of(slot.role)) += align_up(type_on(device, slot.type).bytes());
+  for (const Slot& slot : slots.all()) {
+    const int64_t bytes = align_up(type_on(device, slot.type).bytes());
+    // On cuda an input is uploaded to two places in turn (SlotStore).
+    const bool staged = device == Device::cuda && slot.role == SlotRole::input;
+    line(name_of(slot.role)) += staged ? 3 * bytes : bytes;
+  }
   int64_t arena = 0, scratch = 0;
   for (const Plan* plan : plans) {
     arena = std::max(arena, plan->arena_bytes);
@@ -158,6 +163,7 @@ std::vector<MemoryLine> memory_table(const SlotTable& slots,
   }
   line("activations") += arena;
   line("scratch") += scratch;
+  if (device == Device::cuda) line("cuBLASLt") += gemm_cuda_workspace_bytes();
   return lines;
 }
 

@@ -10,16 +10,33 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-Made made_so_far() {
-  return {.plans = plans_made(), .binds = programs_bound(), .blocks = memory_blocks_made()};
+}  // namespace
+
+Made Made::now() {
+  return {.plans = plans_made(),
+          .binds = programs_bound(),
+          .blocks = memory_blocks_made(),
+          .captures = programs_captured(),
+          .breaks = graph_breaks(),
+          .allocations = cuda::allocations(),
+          .syncs = cuda::synchronizations()};
 }
 
-}  // namespace
+void Made::add(const Made& from, const Made& to) {
+  plans += to.plans - from.plans;
+  binds += to.binds - from.binds;
+  blocks += to.blocks - from.blocks;
+  captures += to.captures - from.captures;
+  breaks += to.breaks - from.breaks;
+  allocations += to.allocations - from.allocations;
+  syncs += to.syncs - from.syncs;
+}
 
 TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>& stop) {
   check_memory();
   observer.on_plan(plan);
   allocate();
+  const Clock::time_point allocated = Clock::now();
   if (resume_checkpoint.empty()) {
     initialise();
     folder = RunFolder::create(config.run_dir, config.run);
@@ -34,6 +51,7 @@ TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>&
            folder->file("steps.bin"), history.size(), first_step);
     result.last_checkpoint = resume_checkpoint;
   }
+  weights_ms = 1e3 * seconds_since(allocated);
   folder->write_run_json(run_json());
   observer.on_start(folder->path(), first_step);
   history.reserve(static_cast<size_t>(plan.transfer.steps));
@@ -42,7 +60,8 @@ TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>&
   } catch (Error& e) {
     folder->add_log(std::string("error: ") + e.what());
     if (e.kind() == ErrorKind::numeric) close("nonfinite");
-    if (e.kind() == ErrorKind::io)
+    // The disk may have room again; a CUDA error leaves the device to another process, if to any.
+    if (e.kind() == ErrorKind::io || e.kind() == ErrorKind::device)
       e.with_context(fmt::format(
           "training stopped at step {}; {}", result.steps_done,
           result.last_checkpoint.empty()
@@ -92,18 +111,43 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
       cursor.identity.empty() ? std::nullopt : std::optional<DataCursor>(cursor);
   BatchLoader loader(train_documents, plan.rows_per_step, config.max_seq_len, from);
   cursor.buffer.reserve(static_cast<size_t>(RowPacker::kMostBuffered));
+  set_element(slots->host(step_slots.loss_scale), 0,
+              1.0 / static_cast<double>(plan.transfer.batch));
+  slots->push(step_slots.loss_scale);
   bound_at_start = programs_bound();
   startup_s = seconds_since(kProcessStart);
+  result.steps_done = first_step;
   const Clock::time_point start = Clock::now();
+  std::optional<StepRecord> in_flight;  // on cuda the step before the one that is enqueued
+  const auto finish = [&] {
+    if (!in_flight) return;
+    const StepRecord record = finish_step(*in_flight);
+    in_flight.reset();
+    loss_ema = kLossDecay * loss_ema + (1.0 - kLossDecay) * record.loss;
+    history.push_back(record);
+    folder->add_step(record);
+    StepReport report;
+    report.record = record;
+    report.steps = N;
+    report.smoothed_loss = smoothed(record.step + 1);
+    report.tokens_per_second =
+        static_cast<double>(plan.transfer.batch) / (static_cast<double>(record.dt_ns) * 1e-9);
+    report.elapsed_s = seconds_since(start);
+    report.eta_s = report.elapsed_s / static_cast<double>(record.step + 1 - first_step) *
+                   static_cast<double>(N - record.step - 1);
+    observer.on_step(report);
+    result.steps_done = record.step + 1;
+  };
   for (int64_t step = first_step;; ++step) {
     const bool resumed_here = step == first_step && !resume_checkpoint.empty();
     const auto end_interrupted = [&](bool saved) {
+      finish();
       if (!saved && !resumed_here) save(step, observer);
       result.interrupted = true;
       close("killed");
     };
-    result.steps_done = step;
     if (evaluation_due(step) && (!resumed_here || evaluation_pending)) {
+      finish();
       evaluation_pending = true;
       const std::optional<EvalReport> report = evaluate_now(step, stop);
       if (!report) return end_interrupted(false);
@@ -111,37 +155,23 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
       record_evaluation(*report, observer);
     }
     const bool finished = step == N || result.reached_target;
-    if (finished || (step > 0 && due(config.sample_every, step) && !resumed_here)) {
-      if (config.device != Device::ref) observer.on_sample(step, "", sample_text());
-    }
+    const bool sample_here =
+        finished || (step > 0 && due(config.sample_every, step) && !resumed_here);
     const bool save_here = finished || (step > 0 && due(config.save_every, step) && !resumed_here);
+    if (sample_here || save_here) finish();
+    if (sample_here && config.device != Device::ref) observer.on_sample(step, "", sample_text());
     if (save_here && !resumed_here) save(step, observer);
     if (finished) {
       close("ok");
       return;
     }
-    const Made before = made_so_far();
-    const std::optional<StepRecord> record = train_step(step, loader, stop);
-    if (!record) return end_interrupted(save_here);
-    loss_ema = kLossDecay * loss_ema + (1.0 - kLossDecay) * record->loss;
-    history.push_back(*record);
-    folder->add_step(*record);
-    if (record->counted()) {
-      const Made now = made_so_far();
-      made_in_steps.plans += now.plans - before.plans;
-      made_in_steps.binds += now.binds - before.binds;
-      made_in_steps.blocks += now.blocks - before.blocks;
-    }
-    StepReport report;
-    report.record = *record;
-    report.steps = N;
-    report.smoothed_loss = smoothed(step + 1);
-    report.tokens_per_second =
-        static_cast<double>(plan.transfer.batch) / (static_cast<double>(record->dt_ns) * 1e-9);
-    report.elapsed_s = seconds_since(start);
-    report.eta_s = report.elapsed_s / static_cast<double>(step + 1 - first_step) *
-                   static_cast<double>(N - step - 1);
-    observer.on_step(report);
+    const Made before = Made::now();
+    const std::optional<StepRecord> enqueued = train_step(step, loader, stop);
+    if (!enqueued) return end_interrupted(save_here);
+    finish();  // the step before
+    in_flight = enqueued;
+    if (looks_within_steps()) finish();
+    if (enqueued->counted()) made_in_steps.add(before, Made::now());
   }
 }
 

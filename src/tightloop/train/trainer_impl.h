@@ -13,6 +13,7 @@
 #include "tightloop/core/json.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/train/data/loader.h"
+#include "tightloop/train/step_values.h"
 #include "tightloop/train/trainer.h"
 
 /// The inside of a Trainer, for its own files: trainer.cpp (the loop), trainer_plan.cpp (what the
@@ -36,10 +37,15 @@ struct StepSlots {
   std::vector<SlotId> hypers;  // one a parameter group
 };
 
-/// What a training step must not make.
+/// What a training step must not make, so far.
 struct Made {
   int64_t plans = 0, binds = 0;
-  int64_t blocks = 0;  // of memory
+  int64_t blocks = 0;                  // of memory
+  int64_t captures = 0, breaks = 0;    // of CUDA graphs
+  int64_t allocations = 0, syncs = 0;  // on cuda
+
+  static Made now();
+  void add(const Made& from, const Made& to);
 };
 
 struct Trainer::Impl {
@@ -69,6 +75,7 @@ struct Trainer::Impl {
   Made made_in_steps;          // from asking for a batch to handing over the record; counted steps
   int64_t bound_at_start = 0;  // Programs bound before the first step
   double bind_ms = 0.0;
+  double allocate_ms = 0.0, weights_ms = 0.0;  // the latter: initialised or loaded
   double loss_ema = 0.0;
   std::optional<double> min_val_bpb;
   std::vector<StepRecord> history;
@@ -78,6 +85,7 @@ struct Trainer::Impl {
   bool evaluation_pending = false;  // at first_step: its evaluation was interrupted
   TrainResult result;
   Batch val_batch;
+  std::unique_ptr<StepValues> step_values;
 
   // trainer_plan.cpp
   Impl(const TrainConfig& c, const Options& options);
@@ -111,14 +119,20 @@ struct Trainer::Impl {
   // trainer_step.cpp
   /// Counted steps' time, and for each uncounted one the median of the first 50 counted.
   double train_clock() const;
-  [[noreturn]] void fail_non_finite(int64_t step, Executable& micro, double loss);
-  /// Nothing when `stop` was set on the way: parameters, optimizer and cursor are then those of the
-  /// step before, and the step can be taken again. From the third step of a process on it allocates
-  /// nothing, on no thread; but the loader's list of documents may grow when the turn of another
-  /// shard comes.
+  /// With the micro-step that can still be repeated, if there is one.
+  [[noreturn]] void fail_non_finite(int64_t step, Executable* micro, double loss);
+  /// Whether the values of a step are looked at before it ends. Else, on cuda, nothing in a step
+  /// waits, and a loss that is not finite is seen one step later.
+  bool looks_within_steps() const;
+  /// Enqueues the step; its record still lacks its values. Nothing when `stop` was set on the way:
+  /// parameters, optimizer and cursor are then those of the step before, and the step can be taken
+  /// again. From the third step of a process on it allocates nothing, on no thread; but the
+  /// loader's list of documents may grow when the turn of another shard comes.
   std::optional<StepRecord> train_step(int64_t step,
                                        BatchLoader& loader,
                                        const std::atomic<bool>& stop);
+  /// The whole record of the oldest step in flight; waits for it. Error{numeric}.
+  StepRecord finish_step(const StepRecord& enqueued);
   std::optional<EvalReport> evaluate_now(int64_t step, const std::atomic<bool>& stop);
   /// Text from the present weights. Prompt: the beginning of a document.
   std::string sample_text();

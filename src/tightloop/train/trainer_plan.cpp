@@ -209,6 +209,7 @@ void Trainer::Impl::fail_memory(const std::string& limit, int64_t available) con
 }
 
 void Trainer::Impl::allocate() {
+  const Clock::time_point began = Clock::now();
   try {
     slots = std::make_unique<SlotStore>(programs->slots, config.device);
     workspace = std::make_unique<Workspace>(programs->plans());
@@ -235,8 +236,10 @@ void Trainer::Impl::allocate() {
                 .hypers = {}};
   for (const ParameterGroup& group : plan.groups)
     step_slots.hypers.push_back(table.get(hyper_name(group.name)));
+  step_values = std::make_unique<StepValues>(*slots, step_slots.loss, step_slots.grad_sum_squares);
   init_rope_table(plan.model, slots->host("rope_table"));
   slots->push("rope_table");
+  allocate_ms = 1e3 * seconds_since(began);
 }
 
 ValidationData Trainer::Impl::validation() const {

@@ -193,12 +193,25 @@ OrderedJson Trainer::Impl::summary_json() const {
   json["dt_median_ms"] = result.dt_median_ms;
   json["process_sec"] = process_seconds();
   json["startup_sec"] = startup_s;
-  if (!history.empty()) json["first_step_ms"] = 1e-6 * static_cast<double>(history[0].dt_ns);
+  json["plan_ms"] = plan.startup_ms;
+  json["allocate_ms"] = allocate_ms;
+  json["weights_ms"] = weights_ms;
+  if (static_cast<int64_t>(history.size()) > first_step)
+    json["first_step_ms"] =
+        1e-6 * static_cast<double>(history[static_cast<size_t>(first_step)].dt_ns);
   json["programs_bound"] = bound_at_start;
   json["bind_ms"] = bind_ms;
   json["plans_made_in_steps"] = made_in_steps.plans;
   json["programs_bound_in_steps"] = made_in_steps.binds;
   json["blocks_made_in_steps"] = made_in_steps.blocks;
+  if (config.device == Device::cuda) {
+    json["graphs_captured"] = programs_captured();
+    json["capture_ms"] = 1e3 * capture_seconds();
+    json["graphs_captured_in_steps"] = made_in_steps.captures;
+    json["graph_breaks_in_steps"] = made_in_steps.breaks;
+    json["device_allocations_in_steps"] = made_in_steps.allocations;
+    json["device_syncs_in_steps"] = made_in_steps.syncs;
+  }
   json["planned_bytes"] = result.planned_bytes;
   json["peak_bytes"] = result.peak_bytes;
   json["peak_resident_bytes"] = result.peak_resident_bytes;
@@ -235,6 +248,7 @@ void Trainer::Impl::append_result_row() const {
 
 void Trainer::Impl::record_failure(const Error& error) {
   result.status = status_of(error);
+  if (error.kind() == ErrorKind::device && folder) result.status = "killed";  // lost its device
   // Of a run that could not be continued, the row is that of the process that began it.
   if (result.status.empty() || (!folder && !resume_checkpoint.empty())) return;
   without_errors([this] {

@@ -36,23 +36,29 @@ double Trainer::Impl::train_clock() const {
   return counted + static_cast<double>(uncounted) * median(early);
 }
 
-void Trainer::Impl::fail_non_finite(int64_t step, Executable& micro, double loss) {
-  const std::optional<NonFinite> found = micro.run_checked();
-  throw Error(ErrorKind::numeric,
-              fmt::format("the loss became {} at step {}; first non-finite value: {}", loss, step,
-                          found ? found->what : "not found again when the step was repeated"))
+void Trainer::Impl::fail_non_finite(int64_t step, Executable* micro, double loss) {
+  std::string found_at =
+      "not looked for; `--debug-sync` does, at the price of a wait after every op";
+  if (micro != nullptr) {
+    const std::optional<NonFinite> found = micro->run_checked();
+    found_at = found ? found->what : "not found again when the step was repeated";
+  }
+  throw Error(ErrorKind::numeric, fmt::format("the loss became {} at step {}; first non-finite "
+                                              "value: {}",
+                                              loss, step, found_at))
       .with_hint(recovery_hint());
+}
+
+bool Trainer::Impl::looks_within_steps() const {
+  return config.device != Device::cuda || cuda::debug_sync();
 }
 
 std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
                                                     BatchLoader& loader,
                                                     const std::atomic<bool>& stop) {
-  const Clock::time_point start = Clock::now();
+  step_values->begin();
   const Batch& batch = loader.next();
   const int64_t B = config.device_batch_size, T = config.max_seq_len;
-  set_element(slots->host(step_slots.loss_scale), 0,
-              1.0 / static_cast<double>(plan.transfer.batch));
-  slots->push(step_slots.loss_scale);
   for (int64_t m = 0; m < plan.micro_steps; ++m) {
     if (stop.load(std::memory_order_relaxed)) return std::nullopt;
     const int64_t rows = std::min(B, plan.rows_per_step - m * B);
@@ -69,10 +75,9 @@ std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
     slots->push(step_slots.targets);
     Executable& micro = m == 0 ? *first : *next;
     micro.run();
-    // On cuda to look is to wait: once a step.
-    if (config.device == Device::cuda && m + 1 < plan.micro_steps) continue;
+    if (!looks_within_steps()) continue;
     const double so_far = get_element(slots->pull(step_slots.loss), 0);
-    if (!std::isfinite(so_far)) fail_non_finite(step, micro, so_far);
+    if (!std::isfinite(so_far)) fail_non_finite(step, &micro, so_far);
   }
   write_hypers(plan.groups, *schedule, step, [this](size_t group, std::span<const double> values) {
     const TensorView slot = slots->host(step_slots.hypers[group]);
@@ -81,21 +86,28 @@ std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
     slots->push(step_slots.hypers[group]);
   });
   optimizer->run();
+  step_values->end();
   cursor = batch.cursor;
 
   StepRecord record;
   record.step = step;
   record.tokens = (step + 1) * plan.transfer.batch;
-  record.loss = get_element(slots->host(step_slots.loss), 0);
   record.lr_multiplier = static_cast<float>(schedule->lr_multiplier(step));
   record.weight_decay =
       static_cast<float>(plan.transfer.weight_decay * schedule->weight_decay_multiplier(step));
   record.momentum = static_cast<float>(schedule->muon_momentum(step));
-  record.grad_norm =
-      static_cast<float>(std::sqrt(get_element(slots->pull(step_slots.grad_sum_squares), 0)));
   record.flags = process_steps < kUncountedSteps ? 1 : 0;
   ++process_steps;
-  record.dt_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+  return record;
+}
+
+StepRecord Trainer::Impl::finish_step(const StepRecord& enqueued) {
+  const StepValues::Values values = step_values->take();
+  if (!std::isfinite(values.loss)) fail_non_finite(enqueued.step, nullptr, values.loss);
+  StepRecord record = enqueued;
+  record.loss = values.loss;
+  record.grad_norm = static_cast<float>(std::sqrt(values.grad_sum_squares));
+  record.dt_ns = values.dt_ns;
   return record;
 }
 

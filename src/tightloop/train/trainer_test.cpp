@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <new>
 #include <unistd.h>
 
@@ -91,27 +92,39 @@ class CountAllocations : public TrainObserver {
   std::optional<Packing> packing;
 };
 
-// From one report of a step to the next lie the loader and its thread, the Programs, the
-// hyperparameters, the history and the record with its writer thread.
-TEST_P(TrainerStep, AllocatesNothing) {
-  constexpr size_t kWarm = 50, kSteps = 80;  // an epoch has about 40 steps
+class LosesTheDevice : public TrainObserver {
+ public:
+  void on_step(const StepReport& report) override {
+    if (report.record.step == 4) fail(ErrorKind::device, "CUDA: the device is gone");
+  }
+};
+
+TrainConfig tiny_run(const fs::path& folder, const fs::path& data) {
   TrainConfig config;
-  Options options;
-  declare_train_options(options, config);
-  config.data = data();
-  config.run_dir = folder_ / "runs";
+  config.data = data;
+  config.run_dir = folder / "runs";
   config.depth = 1;
   config.aspect_ratio = 32;
   config.head_dim = 16;
   config.max_seq_len = 32;
   config.device_batch_size = 4;
   config.total_batch_size = 256;
-  config.num_iterations = kSteps;
   config.warmup_steps = 2;
   config.eval_tokens = 128;
   config.eval_every = config.sample_every = config.save_every = -1;
   config.data_seed = 1;
   config.threads = 2;
+  return config;
+}
+
+// From one report of a step to the next lie the loader and its thread, the Programs, the
+// hyperparameters, the history and the record with its writer thread.
+TEST_P(TrainerStep, AllocatesNothing) {
+  constexpr size_t kWarm = 50, kSteps = 80;  // an epoch has about 40 steps
+  TrainConfig config = tiny_run(folder_, data());
+  Options options;
+  declare_train_options(options, config);
+  config.num_iterations = kSteps;
   CountAllocations seen(kSteps);
   const TrainResult result = Trainer(config, options).run(seen, {false});
   ASSERT_EQ(seen.packing, GetParam());
@@ -127,6 +140,30 @@ TEST_P(TrainerStep, AllocatesNothing) {
        {"plans_made_in_steps", "programs_bound_in_steps", "blocks_made_in_steps"})
     EXPECT_EQ(summary.at(made), 0) << made;
   EXPECT_GT(summary.at("programs_bound"), 0);
+}
+
+TEST_P(TrainerStep, ALostDeviceNamesTheCheckpointToContinueFrom) {
+  TrainConfig config = tiny_run(folder_, data());
+  Options options;
+  declare_train_options(options, config);
+  config.num_iterations = 8;
+  config.save_every = 2;
+  LosesTheDevice observer;
+  try {
+    Trainer(config, options).run(observer, {false});
+    ADD_FAILURE() << "it went on";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::device);
+    EXPECT_EQ(e.message(), "CUDA: the device is gone");
+    EXPECT_NE(e.chain().front().find("training stopped at step 4; continue from step_000004 with "
+                                     "`tightloop train --resume "),
+              std::string::npos)
+        << e.chain().front();
+  }
+  std::ifstream rows(fs::path(config.run_dir) / "results.csv");
+  std::string last;
+  for (std::string row; std::getline(rows, row);) last = row;
+  EXPECT_TRUE(last.ends_with(",killed")) << last;
 }
 
 INSTANTIATE_TEST_SUITE_P(Packings,

@@ -1,17 +1,21 @@
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <chrono>
 #include <cublasLt.h>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "tightloop/ops/common/cuda_map.cuh"
+#include "tightloop/ops/common/gemm_choices.h"
 #include "tightloop/ops/common/gemm_cuda.h"
 #include "tightloop/ops/common/gemm_sm90.h"
 
 namespace tightloop {
 namespace {
 
-constexpr int64_t kWorkspaceBytes{32 << 20};  // what NVIDIA advises for Hopper
+constexpr int64_t kWorkspaceBytes = gemm_cuda_workspace_bytes();
 
 void check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -39,10 +43,11 @@ Library& library() {
   return instance;
 }
 
-/// Largest power of two up to 256 that divides the address.
+/// Largest power of two up to that of slots and buffers that divides the address.
 int64_t alignment(const void* p) {
+  constexpr int64_t kMost = 64;
   const auto address = reinterpret_cast<uintptr_t>(p);
-  return address == 0 ? 256 : std::min<int64_t>(256, static_cast<int64_t>(address & -address));
+  return address == 0 ? kMost : std::min<int64_t>(kMost, static_cast<int64_t>(address & -address));
 }
 
 /// Everything the choice of an algorithm depends on.
@@ -73,9 +78,152 @@ cublasLtMatrixLayout_t layout(
   return made;
 }
 
-/// `e`, `e_ld`, `e_stride`: what is added, C itself or the epilogue's operand.
+/// What is added to a product: C itself or the epilogue's operand.
+struct Added {
+  const void* data;
+  int64_t ld, stride;
+  float factor;  // 0: nothing is added
+};
+
+/// The operands of a product of g's layout, of random numbers, in memory of their own.
+class TrialOperands {
+ public:
+  /// Error{oom}.
+  TrialOperands(const Exec& exec, const Gemm& g, const GemmBatch& batch, const Added& e);
+  ~TrialOperands() { cuda::release(memory_); }
+  TrialOperands(const TrialOperands&) = delete;
+  TrialOperands& operator=(const TrialOperands&) = delete;
+
+  std::byte *a, *b, *c, *e;
+
+ private:
+  std::byte* memory_;
+};
+
+/// Numbers between -1 and 1: with zeros a product draws less power and runs faster.
+template <typename T>
+__global__ void fill_random_kernel(T* p, int64_t n) {
+  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  if (i >= n) return;
+  uint64_t bits = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull;
+  bits = (bits ^ (bits >> 31)) * 0xbf58476d1ce4e5b9ull;
+  store_float(p + i, static_cast<float>(static_cast<int32_t>(bits >> 32)) * 0x1p-31f);
+}
+
+TrialOperands::TrialOperands(const Exec& exec,
+                             const Gemm& g,
+                             const GemmBatch& batch,
+                             const Added& added) {
+  const auto elems = [&](int64_t rows, int64_t ld, int64_t stride) {
+    return (batch.count - 1) * stride + rows * ld;
+  };
+  const bool own_e = added.factor != 0.0f && added.data != g.c.data;
+  const int64_t size = static_cast<int64_t>(size_of(g.a.dtype));
+  const int64_t c_size = static_cast<int64_t>(size_of(g.c.dtype));
+  const int64_t counts[4] = {elems(g.form == GemmForm::tn ? g.K : g.M, g.a.ld, batch.a_stride),
+                             elems(g.form == GemmForm::nt ? g.N : g.K, g.b.ld, batch.b_stride),
+                             elems(g.M, g.c.ld, batch.c_stride),
+                             own_e ? elems(g.M, added.ld, added.stride) : 0};
+  const int64_t sizes[4] = {size, size, c_size, c_size};
+  int64_t offsets[5] = {0};
+  for (int i = 0; i < 4; ++i)
+    offsets[i + 1] = offsets[i] + (counts[i] * sizes[i] + 255) / 256 * 256;
+  memory_ = cuda::allocate(std::max<int64_t>(offsets[4], 256));
+  for (int i = 0; i < 4; ++i) {
+    if (counts[i] == 0) continue;
+    with_cuda_type(i < 2 ? g.a.dtype : g.c.dtype, "gemm", [&](auto* type) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+      fill_random_kernel<T>
+          <<<grid_for(counts[i], kElementThreads), kElementThreads, 0, cuda_stream(exec)>>>(
+              reinterpret_cast<T*>(memory_ + offsets[i]), counts[i]);
+    });
+  }
+  a = memory_ + offsets[0];
+  b = memory_ + offsets[1];
+  c = memory_ + offsets[2];
+  e = own_e ? memory_ + offsets[3] : c;
+}
+
+cublasStatus_t launch(const Exec& exec,
+                      const Product& p,
+                      const cublasLtMatmulAlgo_t& algorithm,
+                      const float (&factors)[2],
+                      const void* a,
+                      const void* b,
+                      const void* e,
+                      void* c) {
+  return cublasLtMatmul(library().handle, p.desc, &factors[0], b, p.b, a, p.a, &factors[1], e, p.e,
+                        c, p.c, &algorithm, library().workspace,
+                        static_cast<size_t>(kWorkspaceBytes), cuda_stream(exec));
+}
+
+/// The library's first algorithms for a product, in its order.
+struct Candidates {
+  static constexpr int kMost = 8;
+  cublasLtMatmulHeuristicResult_t ranking[kMost] = {};
+  int count = 0;
+};
+
+/// The index of the fastest. An earlier one, which the library ranks higher, gives way to one that
+/// is 2 % faster only: the choice should not follow noise.
+int fastest(const Exec& exec,
+            const Product& p,
+            const Candidates& candidates,
+            const float (&factors)[2],
+            const TrialOperands& on) {
+  constexpr int kRounds = 4;  // the first warms up
+  cuda::Event marks[kRounds][Candidates::kMost][2];
+  const int n = candidates.count;
+  for (auto& round : marks) {
+    for (int i = 0; i < n; ++i) {
+      round[i][0].record();
+      check(launch(exec, p, candidates.ranking[i].algo, factors, on.a, on.b, on.e, on.c),
+            "timing a product");
+      round[i][1].record();
+    }
+  }
+  marks[kRounds - 1][n - 1][1].wait();
+  double best[Candidates::kMost];
+  int chosen = 0;
+  for (int i = 0; i < n; ++i) {
+    best[i] = 1e30;
+    for (int round = 1; round < kRounds; ++round)
+      best[i] = std::min(best[i], cuda::Event::seconds(marks[round][i][0], marks[round][i][1]));
+    if (best[i] < 0.98 * best[chosen]) chosen = i;
+  }
+  return chosen;
+}
+
+std::string to_text(const cublasLtMatmulAlgo_t& algorithm) {
+  std::string text;
+  for (uint64_t word : algorithm.data) text += fmt::format("{:016x}", word);
+  return text;
+}
+
+/// None for a text that is no algorithm which can serve the product here.
+std::optional<cublasLtMatmulAlgo_t> from_text(const Product& p, const std::string& text) {
+  cublasLtMatmulAlgo_t algorithm{};
+  if (text.size() != 16 * std::size(algorithm.data)) return {};
+  for (size_t i = 0; i < std::size(algorithm.data); ++i) {
+    const char* from = text.data() + 16 * i;
+    if (std::from_chars(from, from + 16, algorithm.data[i], 16).ptr != from + 16) return {};
+  }
+  cublasLtMatmulHeuristicResult_t result{};
+  if (cublasLtMatmulAlgoCheck(library().handle, p.desc, p.b, p.a, p.e, p.c, &algorithm, &result) !=
+          CUBLAS_STATUS_SUCCESS ||
+      result.workspaceSize > static_cast<size_t>(kWorkspaceBytes))
+    return {};
+  return algorithm;
+}
+
+bool capturing(const Exec& exec) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(cuda_stream(exec), &status) != cudaSuccess ||
+         status != cudaStreamCaptureStatusNone;
+}
+
 Product prepare(
-    const Gemm& g, const GemmBatch& batch, const void* e, int64_t e_ld, int64_t e_stride) {
+    const Exec& exec, const Gemm& g, const GemmBatch& batch, const Added& e, const Key& key) {
   const cudaDataType_t in = data_type("A", g.a.dtype), out = data_type("C", g.c.dtype);
   const cublasOperation_t of_b = g.form == GemmForm::nt ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t of_a = g.form == GemmForm::tn ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -90,7 +238,17 @@ Product prepare(
   p.a = g.form == GemmForm::tn ? layout(in, g.M, g.K, g.a.ld, batch.count, batch.a_stride)
                                : layout(in, g.K, g.M, g.a.ld, batch.count, batch.a_stride);
   p.c = layout(out, g.N, g.M, g.c.ld, batch.count, batch.c_stride);
-  p.e = layout(out, g.N, g.M, e_ld, batch.count, e_stride);
+  p.e = layout(out, g.N, g.M, e.ld, batch.count, e.stride);
+
+  std::string name;
+  for (int64_t part : key) name += (name.empty() ? "" : " ") + std::to_string(part);
+  if (const std::optional<std::string> known = gemm_choices::find(name)) {
+    if (const auto algorithm = from_text(p, *known)) {
+      p.algorithm = *algorithm;
+      gemm_choices::use(name, *known, {});
+      return p;
+    }
+  }
 
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), "preparing a product");
@@ -99,24 +257,46 @@ Product prepare(
           "preparing a product");
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
+  // Parts of a sum over K meet in float32 and in a pass of their own, or there are none: those that
+  // meet in C are rounded to its type, in an order that is not documented beyond "sequential".
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(alignment(g.b.data)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(alignment(g.a.data)));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(alignment(e)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(alignment(e.data)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(g.c.data)));
-  cublasLtMatmulHeuristicResult_t best{};
-  int found = 0;
+  const bool timed = gemm_choices::timing() && !capturing(exec);
+  Candidates candidates;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      library().handle, p.desc, p.b, p.a, p.e, p.c, preference, 1, &best, &found);
+      library().handle, p.desc, p.b, p.a, p.e, p.c, preference, timed ? Candidates::kMost : 1,
+      candidates.ranking, &candidates.count);
   cublasLtMatmulPreferenceDestroy(preference);
-  if (status != CUBLAS_STATUS_SUCCESS || found == 0)
+  cublasLtMatmulHeuristicResult_t* const end = candidates.ranking + candidates.count;
+  candidates.count = static_cast<int>(
+      std::remove_if(candidates.ranking, end,
+                     [](const auto& result) { return result.state != CUBLAS_STATUS_SUCCESS; }) -
+      candidates.ranking);
+  if (status != CUBLAS_STATUS_SUCCESS || candidates.count == 0)
     fail(ErrorKind::unsupported, "cuBLASLt: no algorithm for a product of {} x {} x {} of {} ({})",
          g.M, g.N, g.K, name_of(g.a.dtype), cublasLtGetStatusString(status));
-  p.algorithm = best.algo;
+  int chosen = 0;
+  std::optional<double> seconds;
+  if (timed) {
+    const auto start = std::chrono::steady_clock::now();
+    try {
+      const TrialOperands on(exec, g, batch, e);
+      chosen = fastest(exec, p, candidates, {1.0f, e.factor}, on);
+      seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::oom) throw;  // no room to try them: the first serves
+    }
+  }
+  p.algorithm = candidates.ranking[chosen].algo;
+  gemm_choices::use(name, to_text(p.algorithm), seconds);
   return p;
 }
 
-const Product& prepared(
-    const Gemm& g, const GemmBatch& batch, const void* e, int64_t e_ld, int64_t e_stride) {
+const Product& prepared(const Exec& exec, const Gemm& g, const GemmBatch& batch, const Added& e) {
   static std::mutex mutex;
   static std::map<Key, Product> products;
   const Key key{static_cast<int64_t>(g.form),
@@ -126,23 +306,23 @@ const Product& prepared(
                 g.a.ld,
                 g.b.ld,
                 g.c.ld,
-                e_ld,
+                e.ld,
                 static_cast<int64_t>(g.a.dtype),
                 static_cast<int64_t>(g.c.dtype),
                 batch.count,
                 batch.a_stride,
                 batch.b_stride,
                 batch.c_stride,
-                e_stride,
+                e.stride,
                 alignment(g.a.data),
                 alignment(g.b.data),
                 alignment(g.c.data),
-                alignment(e),
-                0};
+                alignment(e.data),
+                e.factor == 0.0f ? 0 : (e.data == g.c.data ? 1 : 2)};
   const std::lock_guard lock(mutex);
   const auto at = products.find(key);
   if (at != products.end()) return at->second;
-  return products.emplace(key, prepare(g, batch, e, e_ld, e_stride)).first->second;
+  return products.emplace(key, prepare(exec, g, batch, e, key)).first->second;
 }
 
 __device__ inline float squared_relu(float v) {
@@ -245,8 +425,8 @@ void check_product(const Gemm& g, const GemmBatch& batch) {
 
 }  // namespace
 
-int64_t gemm_cuda_workspace_bytes() {
-  return kWorkspaceBytes;
+int64_t gemm_cuda_library_version() {
+  return static_cast<int64_t>(cublasLtGetVersion());
 }
 
 void gemm_cuda(const Exec& exec,
@@ -264,15 +444,13 @@ void gemm_cuda(const Exec& exec,
   if (factors.added != 1.0f && !adds_e)
     fail(ErrorKind::unsupported, "gemm on cuda: a factor {} without a sum of C's type to scale",
          factors.added);
-  const float alpha = factors.product, beta = adds_e ? factors.added : (g.accumulate ? 1.0f : 0.0f);
-  const void* e = adds_e ? g.e.data : g.c.data;
-  const int64_t e_ld = adds_e ? g.e.ld : g.c.ld;
-  const int64_t e_stride = adds_e ? batch.e_stride : batch.c_stride;
+  const Added e{adds_e ? g.e.data : g.c.data, adds_e ? g.e.ld : g.c.ld,
+                adds_e ? batch.e_stride : batch.c_stride,
+                adds_e ? factors.added : (g.accumulate ? 1.0f : 0.0f)};
   if (g.K == 0) fail(ErrorKind::unsupported, "gemm on cuda: K is 0");
-  const Product& p = prepared(g, batch, e, e_ld, e_stride);
-  check(cublasLtMatmul(library().handle, p.desc, &alpha, g.b.data, p.b, g.a.data, p.a, &beta, e,
-                       p.e, g.c.data, p.c, &p.algorithm, library().workspace,
-                       static_cast<size_t>(kWorkspaceBytes), cuda_stream(exec)),
+  const Product& p = prepared(exec, g, batch, e);
+  check(launch(exec, p, p.algorithm, {factors.product, e.factor}, g.a.data, g.b.data, e.data,
+               g.c.data),
         "launching a product");
   if (g.epilogue != GemmEpilogue::none && !adds_e) run_epilogue(exec, g, batch);
 }
