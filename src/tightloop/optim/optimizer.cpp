@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "tightloop/ops/adamw/adamw.h"
 #include "tightloop/ops/basic/basic.h"
@@ -46,9 +47,9 @@ const Type& matrix_type(Builder& b, const std::string& parameter) {
 /// How many of the parameters, from the first on, are orthogonalised together.
 size_t stack_size(Builder& b, std::span<const std::string> parameters, int64_t stack_elems) {
   const Shape shape = matrix_type(b, parameters[0]).shape;
-  const size_t most = static_cast<size_t>(
-      std::clamp<int64_t>(stack_elems / std::max<int64_t>(1, shape.elems()), 1,
-                          static_cast<int64_t>(std::min(kPolarStack, parameters.size()))));
+  const size_t most = static_cast<size_t>(std::clamp<int64_t>(
+      stack_elems / std::max<int64_t>(1, shape.elems()), 1,
+      static_cast<int64_t>(std::min({kPolarStack, kMuonStack, parameters.size()}))));
   size_t size = 1;
   while (size < most && matrix_type(b, parameters[size]).shape == shape) ++size;
   return size;
@@ -60,23 +61,19 @@ void emit_muon(Builder& b,
                const std::string& group,
                Value hyper,
                const PolarExpressOptions& options) {
-  std::vector<Value> u;
+  b.set_scope("optimizer/" + (parameters.size() > 1 ? group : parameters[0]));
+  std::vector<Value> gradient, momentum, p, second;
   for (const std::string& parameter : parameters) {
-    b.set_scope("optimizer/" + parameter);
     const Shape shape = matrix_type(b, parameter).shape;
-    const Value momentum =
-        state_slot(b, state_names(OptimizerKind::muon, parameter)[0], {DType::f32, shape});
-    u.push_back(muon_momentum(b, gradient_of(b, parameter), hyper, momentum));
+    const std::vector<std::string> names = state_names(OptimizerKind::muon, parameter);
+    gradient.push_back(gradient_of(b, parameter));
+    p.push_back(b.slot(parameter));
+    momentum.push_back(state_slot(b, names[0], {DType::f32, shape}));
+    second.push_back(state_slot(b, names[1], {DType::f32, muon_second_moment_shape(shape)}));
   }
-  if (parameters.size() > 1) b.set_scope("optimizer/" + group);
-  const std::vector<Value> x = polar_express(b, std::move(u), options);
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    b.set_scope("optimizer/" + parameters[i]);
-    const Value p = b.slot(parameters[i]);
-    const Value second = state_slot(b, state_names(OptimizerKind::muon, parameters[i])[1],
-                                    {DType::f32, muon_second_moment_shape(b.type(p).shape)});
-    muon_update(b, x[i], hyper, p, second);
-  }
+  std::vector<Value> u = muon_momentum(b, std::move(gradient), hyper, std::move(momentum));
+  std::vector<Value> x = polar_express(b, std::move(u), options);
+  muon_update(b, std::move(x), hyper, std::move(p), second);
 }
 
 }  // namespace
@@ -165,10 +162,17 @@ void emit_grad_sum_squares(Builder& b, const std::vector<ParameterGroup>& groups
       slots.add_or_find({std::string(kGradSumSquares), {DType::f64, {}}, SlotRole::output}));
   b.set_scope("gradient norm");
   fill(b, sum, 0.0);
+  std::vector<Value> gradients;
+  const auto emit = [&] {
+    if (!gradients.empty()) sum_squares(b, std::exchange(gradients, {}), sum);
+  };
   for (const ParameterGroup& group : groups) {
-    for (const std::string& parameter : group.parameters)
-      sum_squares(b, b.slot(grad_name(parameter)), sum);
+    for (const std::string& parameter : group.parameters) {
+      gradients.push_back(b.slot(grad_name(parameter)));
+      if (gradients.size() == kSumSquaresStack) emit();
+    }
   }
+  emit();
 }
 
 }  // namespace tightloop

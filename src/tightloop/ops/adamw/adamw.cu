@@ -1,14 +1,11 @@
-#include <algorithm>
-
 #include "tightloop/ops/adamw/adamw_kernels.h"
-#include "tightloop/ops/common/cuda_kernel.cuh"
+#include "tightloop/ops/common/cuda_pack.cuh"
 
 namespace tightloop {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPack = 4;              // elements a thread moves at once
-constexpr int64_t kMostBlocks{4096};  // beyond, a thread takes several packs
+constexpr int kPack = 4;  // elements a thread moves at once
 
 struct Factors {
   float keep;        // 1 - lr decay
@@ -39,23 +36,23 @@ __device__ void update(float g, T* p, T* m, T* v, const Factors& f) {
   store_float(v, v_new);
 }
 
-/// N elements a thread at once, the rest one by one.
+/// N elements a thread, the rest one each by the first threads.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads)
     update_all(const float* g, const float* hyper, T* p, T* m, T* v, int64_t count) {
   const Factors f = factors_of(hyper);
   const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   const int64_t packs = count / N;
-  for (int64_t i = thread; i < packs; i += gridDim.x * static_cast<int64_t>(kThreads)) {
-    const auto gs = reinterpret_cast<const Pack<float, N>*>(g)[i];
-    auto ps = reinterpret_cast<const Pack<T, N>*>(p)[i];
-    auto ms = reinterpret_cast<const Pack<T, N>*>(m)[i];
-    auto vs = reinterpret_cast<const Pack<T, N>*>(v)[i];
+  if (thread < packs) {
+    const auto gs = reinterpret_cast<const Pack<float, N>*>(g)[thread];
+    auto ps = reinterpret_cast<const Pack<T, N>*>(p)[thread];
+    auto ms = reinterpret_cast<const Pack<T, N>*>(m)[thread];
+    auto vs = reinterpret_cast<const Pack<T, N>*>(v)[thread];
 #pragma unroll
     for (int j = 0; j < N; ++j) update(gs.at[j], ps.at + j, ms.at + j, vs.at + j, f);
-    reinterpret_cast<Pack<T, N>*>(p)[i] = ps;
-    reinterpret_cast<Pack<T, N>*>(m)[i] = ms;
-    reinterpret_cast<Pack<T, N>*>(v)[i] = vs;
+    reinterpret_cast<Pack<T, N>*>(p)[thread] = ps;
+    reinterpret_cast<Pack<T, N>*>(m)[thread] = ms;
+    reinterpret_cast<Pack<T, N>*>(v)[thread] = vs;
   }
   const int64_t i = packs * N + thread;
   if (i < count) update(g[i], p + i, m + i, v + i, f);
@@ -70,9 +67,8 @@ void adamw_cuda(const Exec& exec, const Adamw& a) {
     using T = std::remove_pointer_t<decltype(t)>;
     const float *g = a.g.as<float>(), *hyper = a.hyper.as<float>();
     T *p = a.p.as<T>(), *m = a.m.as<T>(), *v = a.v.as<T>();
-    const bool packed = aligned_for_packs(g, p, m, v);
-    const auto blocks = static_cast<unsigned>(
-        std::min<int64_t>(kMostBlocks, grid_for(count, kThreads * (packed ? kPack : 1))));
+    const bool packed = start_at_16_bytes({g, p, m, v});
+    const unsigned blocks = grid_for(count, kThreads * (packed ? kPack : 1));
     const auto kernel = packed ? update_all<T, kPack> : update_all<T, 1>;
     kernel<<<blocks, kThreads, 0, cuda_stream(exec)>>>(g, hyper, p, m, v, count);
   });

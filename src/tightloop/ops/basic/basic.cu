@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kElementThreads) cast_kernel(const From* x, To
 
 template <typename From, typename To>
 void cast_typed(const Exec& exec, const From* x, To* y, int64_t n) {
-  const bool packs = n % kCastPack == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0 &&
-                     reinterpret_cast<uintptr_t>(y) % 16 == 0;
+  const bool packs = n % kCastPack == 0 && start_at_16_bytes({x, y});
   if (packs) {
     cast_kernel<From, To, kCastPack>
         <<<grid_for(n / kCastPack, kElementThreads), kElementThreads, 0, cuda_stream(exec)>>>(x, y,
@@ -67,32 +66,25 @@ void cast_typed(const Exec& exec, const From* x, To* y, int64_t n) {
 
 constexpr int kSumThreads = 256;
 
-/// Sum of a thread's strided share, then of the block by halves, in float64.
+/// Sum over begin..end-1 by a block, in float64.
 template <typename Load>
-__device__ double block_sum_double(int64_t begin, int64_t end, Load&& load) {
-  __shared__ double partial[kSumThreads];
+__device__ double sum_over(int64_t begin, int64_t end, Load&& load) {
   double total = 0.0;
   for (int64_t i = begin + threadIdx.x; i < end; i += kSumThreads) total += load(i);
-  partial[threadIdx.x] = total;
-  for (int half = kSumThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-  }
-  __syncthreads();
-  return partial[0];
+  return block_sum_f64<kSumThreads>(total);
 }
 
 template <typename T>
 __global__ void sum_blocks(const T* x, double* partial, int64_t n) {
   const int64_t begin = blockIdx.x * kSumBlock, end = min(n, begin + kSumBlock);
-  const double total = block_sum_double(
+  const double total = sum_over(
       begin, end, [x](int64_t i) { return static_cast<double>(load_as_float(x + i)); });
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
 template <typename T>
 __global__ void sum_partials(const double* partial, int64_t blocks, T* out) {
-  const double total = block_sum_double(0, blocks, [partial](int64_t i) { return partial[i]; });
+  const double total = sum_over(0, blocks, [partial](int64_t i) { return partial[i]; });
   if (threadIdx.x == 0) store_float(out, static_cast<float>(total));
 }
 

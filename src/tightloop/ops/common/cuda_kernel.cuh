@@ -32,9 +32,14 @@ __device__ inline void store_float(float* p, float x) {
   *p = x;
 }
 __device__ inline void store_float(bf16* p, float x) {
-  const unsigned u = __float_as_uint(x);
-  const unsigned rounded = u + 0x7fffu + ((u >> 16) & 1u), quiet = u | 0x400000u;
-  p->bits = static_cast<uint16_t>((x != x ? quiet : rounded) >> 16);
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(p->bits) : "f"(x));
+}
+
+/// Two neighbours in one word, rounded to nearest even.
+__device__ inline uint32_t pack_bf16(float first, float second) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+  return packed;
 }
 
 /// N elements at once, aligned to their size (N * sizeof(T) a power of two, at most 16 bytes).
@@ -137,12 +142,6 @@ __device__ inline double block_sum_f64(double x) {
 #pragma unroll
   for (int i = 0; i < Threads / kWarp; ++i) total += partial[i];
   return total;
-}
-
-/// Whether packs of up to 16 bytes may start at every one of these addresses.
-template <typename... Data>
-bool aligned_for_packs(const Data*... data) {
-  return ((reinterpret_cast<uintptr_t>(data) % 16 == 0) && ...);
 }
 
 }  // namespace tightloop

@@ -38,13 +38,6 @@ __device__ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// Two neighbours of a fragment, rounded to nearest even.
-__device__ inline unsigned pack_bf16(float first, float second) {
-  unsigned packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-  return packed;
-}
-
 /// Starts copying 16 bytes, both ends aligned; zeros when not `present` (global must be a valid
 /// address all the same). Copies belong to the next commit; wait<N> returns when all but the last N
 /// commits of this thread have landed. Other threads see them after a barrier.

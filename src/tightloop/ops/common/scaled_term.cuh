@@ -18,21 +18,17 @@ struct CudaFactor {
   }
 };
 
-constexpr int kFactorGradientThreads = 256;
+constexpr int kFactorGradientThreads = 1024;
 
 /// *d += constant * sum of the partial sums, in float64 and always in the same order.
 static __global__ void __launch_bounds__(kFactorGradientThreads)
     factor_gradient_kernel(const float* partial, int64_t count, double constant, float* d) {
-  __shared__ double sums[kFactorGradientThreads];
   double sum = 0.0;
+#pragma unroll 16
   for (int64_t i = threadIdx.x; i < count; i += kFactorGradientThreads)
     sum += static_cast<double>(partial[i]);
-  sums[threadIdx.x] = sum;
-  for (unsigned width = kFactorGradientThreads / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
-  }
-  if (threadIdx.x == 0) *d += static_cast<float>(constant * sums[0]);
+  sum = block_sum_f64<kFactorGradientThreads>(sum);
+  if (threadIdx.x == 0) *d += static_cast<float>(constant * sum);
 }
 
 inline void add_factor_gradient(

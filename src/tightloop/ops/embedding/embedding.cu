@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "tightloop/ops/common/cuda_kernel.cuh"
+#include "tightloop/ops/common/cuda_pack.cuh"
 #include "tightloop/ops/embedding/embedding_kernels.h"
 
 namespace tightloop {
@@ -14,7 +14,9 @@ constexpr int kDigitBits = 8;
 constexpr int kDigits = static_cast<int>(kEmbeddingDigits);
 constexpr int kPiece = static_cast<int>(kEmbeddingPiece);
 constexpr int kSortWarps = 4;
-constexpr int kScanThreads = 1024;
+constexpr int kScanThreads = 1024, kScanEach = 16;
+constexpr int kRowsAhead = 8;  // rows of dy that are loaded before their sums are stored
+static_assert(kPiece % kRowsAhead == 0);
 constexpr uint32_t kNoKey = 0xffffffffu;
 
 template <typename T, typename Y, int N>
@@ -47,9 +49,32 @@ struct Keys {
   }
 };
 
+constexpr int kOfLane = static_cast<int>(kEmbeddingChunk) / kWarp;
+
+/// The positions of a chunk that one lane of its warp takes, kWarp apart, with their digits: all
+/// loaded before anything waits. Past the end the digit is kDigits.
+struct LanePositions {
+  int32_t position[kOfLane];
+  int digit[kOfLane];
+
+  /// `from` null stands for the positions 0, 1, 2, ….
+  __device__ LanePositions(
+      const Keys& keys, const int32_t* from, int64_t chunk, int lane, int shift) {
+#pragma unroll
+    for (int k = 0; k < kOfLane; ++k) {
+      const int64_t i = chunk * kEmbeddingChunk + k * kWarp + lane;
+      position[k] = i >= keys.count ? -1 : from == nullptr ? static_cast<int32_t>(i) : from[i];
+    }
+#pragma unroll
+    for (int k = 0; k < kOfLane; ++k)
+      digit[k] =
+          position[k] < 0 ? kDigits : static_cast<int>((keys.of(position[k]) >> shift) % kDigits);
+  }
+};
+
 /// The sort goes digit by digit from the lowest, each time keeping the order of equal digits. A
-/// warp takes a chunk of kEmbeddingChunk positions; `from` null stands for the positions 0, 1, 2,
-/// …. counts[digit][chunk] = how often the chunk has the digit.
+/// warp takes a chunk of kEmbeddingChunk positions. counts[digit][chunk] = how often the chunk has
+/// the digit.
 __global__ void __launch_bounds__(kSortWarps* kWarp)
     count_digits(Keys keys, const int32_t* from, int32_t* counts, int64_t chunks, int shift) {
   __shared__ int32_t shared_counts[kSortWarps][kDigits];
@@ -57,41 +82,52 @@ __global__ void __launch_bounds__(kSortWarps* kWarp)
   if (chunk >= chunks) return;
   const auto lane = static_cast<int>(threadIdx.x % kWarp);
   int32_t* mine = shared_counts[threadIdx.x / kWarp];
+  const LanePositions own(keys, from, chunk, lane, shift);
   for (int d = lane; d < kDigits; d += kWarp) mine[d] = 0;
   __syncwarp();
-  const int64_t end = min((chunk + 1) * kEmbeddingChunk, keys.count);
-  for (int64_t i = chunk * kEmbeddingChunk + lane; i < end; i += kWarp)
-    atomicAdd(mine + (keys.of(from == nullptr ? i : from[i]) >> shift) % kDigits, 1);
+#pragma unroll
+  for (int k = 0; k < kOfLane; ++k) {
+    if (own.digit[k] < kDigits) atomicAdd(mine + own.digit[k], 1);
+  }
   __syncwarp();
   for (int d = lane; d < kDigits; d += kWarp) counts[d * chunks + chunk] = mine[d];
 }
 
-/// values[i] <- the sum of all before it. One block.
+/// values[i] <- the sum of all before it. One block, each thread with kScanEach neighbours at a
+/// time.
 __global__ void __launch_bounds__(kScanThreads) sum_before(int32_t* values, int64_t count) {
   constexpr int kScanWarps = kScanThreads / kWarp;
   __shared__ int32_t totals[kScanWarps];
   const auto lane = static_cast<int>(threadIdx.x % kWarp);
   const auto warp = static_cast<int>(threadIdx.x / kWarp);
-  const int64_t share = (count + kScanWarps - 1) / kScanWarps;
-  const int64_t begin = warp * share, end = min(begin + share, count);
-  int32_t total = 0;
-  for (int64_t i = begin + lane; i < end; i += kWarp) total += values[i];
-  total = __reduce_add_sync(kFullWarp, total);
-  if (lane == 0) totals[warp] = total;
-  __syncthreads();
-  int32_t before = 0;
-  for (int w = 0; w < warp; ++w) before += totals[w];
-  for (int64_t base = begin; base < end; base += kWarp) {
-    const int64_t i = base + lane;
-    const int32_t value = i < end ? values[i] : 0;
-    int32_t through = value;  // with this lane's
+  int32_t before = 0;  // of all earlier rounds
+  for (int64_t round = 0; round < count; round += kScanThreads * kScanEach) {
+    const int64_t begin = round + static_cast<int64_t>(threadIdx.x) * kScanEach;
+    int32_t value[kScanEach], total = 0;
+#pragma unroll
+    for (int j = 0; j < kScanEach; ++j) value[j] = begin + j < count ? values[begin + j] : 0;
+#pragma unroll
+    for (int j = 0; j < kScanEach; ++j) total += value[j];
+    int32_t through = total;  // with this lane's
 #pragma unroll
     for (int offset = 1; offset < kWarp; offset *= 2) {
       const int32_t left = __shfl_up_sync(kFullWarp, through, offset);
       if (lane >= offset) through += left;
     }
-    if (i < end) values[i] = before + through - value;
-    before += __shfl_sync(kFullWarp, through, kWarp - 1);
+    __syncthreads();  // of an earlier round
+    if (lane == kWarp - 1) totals[warp] = through;
+    __syncthreads();
+    int32_t start = before + through - total;
+#pragma unroll
+    for (int w = 0; w < kScanWarps; ++w) {
+      if (w < warp) start += totals[w];
+      before += totals[w];
+    }
+#pragma unroll
+    for (int j = 0; j < kScanEach; ++j) {
+      if (begin + j < count) values[begin + j] = start;
+      start += value[j];
+    }
   }
 }
 
@@ -103,21 +139,16 @@ __global__ void __launch_bounds__(kSortWarps* kWarp) place_by_digit(
   if (chunk >= chunks) return;
   const auto lane = static_cast<int>(threadIdx.x % kWarp);
   int32_t* next = shared_next[threadIdx.x / kWarp];
+  const LanePositions own(keys, from, chunk, lane, shift);
   for (int d = lane; d < kDigits; d += kWarp) next[d] = starts[d * chunks + chunk];
   __syncwarp();
-  const int64_t end = min((chunk + 1) * kEmbeddingChunk, keys.count);
-  for (int64_t base = chunk * kEmbeddingChunk; base < end; base += kWarp) {
-    const int64_t i = base + lane;
-    const bool active = i < end;
-    int32_t position = 0;
-    int digit = kDigits;  // of the lanes past the end
-    if (active) {
-      position = from == nullptr ? static_cast<int32_t>(i) : from[i];
-      digit = static_cast<int>((keys.of(position) >> shift) % kDigits);
-    }
+#pragma unroll
+  for (int k = 0; k < kOfLane; ++k) {
+    const int digit = own.digit[k];
+    const bool active = digit < kDigits;
     const unsigned same = __match_any_sync(kFullWarp, digit);
     const int rank = __popc(same & ((1u << lane) - 1u));
-    if (active) to[next[digit] + rank] = position;
+    if (active) to[next[digit] + rank] = own.position[k];
     __syncwarp();
     if (active && rank == 0) next[digit] += __popc(same);
     __syncwarp();
@@ -158,22 +189,31 @@ __global__ void __launch_bounds__(kThreads) sum_pieces(Keys keys,
   const int64_t c = (blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x) * N;
   if (c >= cols) return;
   float sum[N] = {};
-  for (int i = 0, start = 0; i < here; ++i) {
-    const auto pack = *reinterpret_cast<const Pack<T, N>*>(dy + at[i] * cols + c);
+  for (int first = 0, start = 0; first < here; first += kRowsAhead) {
+    Stored<T, N> ahead[kRowsAhead];
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum[j] += load_as_float(pack.at + j);
-    const uint32_t token = key[i + 1], after = key[i + 2];
-    if (i + 1 < here && after == token) continue;
-    const bool complete = after != token && (start > 0 || key[0] != token);
-    if (token < keys.vocab) {
-      if (complete)
-        store_sum(dtable + token * cols + c, sum, accumulate);
-      else
-        store_sum(partial + (2 * piece + (start > 0 ? 1 : 0)) * cols + c, sum, false);
+    for (int k = 0; k < kRowsAhead; ++k) {
+      if (first + k < here) ahead[k].load(dy + at[first + k] * cols + c);
     }
-    start = i + 1;
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum[j] = 0.0f;
+    for (int k = 0; k < kRowsAhead; ++k) {
+      const int i = first + k;
+      if (i >= here) break;
+#pragma unroll
+      for (int j = 0; j < N; ++j) sum[j] += ahead[k].at(j);
+      const uint32_t token = key[i + 1], after = key[i + 2];
+      if (i + 1 < here && after == token) continue;
+      const bool complete = after != token && (start > 0 || key[0] != token);
+      if (token < keys.vocab) {
+        if (complete)
+          store_sum(dtable + token * cols + c, sum, accumulate);
+        else
+          store_sum(partial + (2 * piece + (start > 0 ? 1 : 0)) * cols + c, sum, false);
+      }
+      start = i + 1;
+#pragma unroll
+      for (int j = 0; j < N; ++j) sum[j] = 0.0f;
+    }
   }
 }
 
@@ -263,7 +303,7 @@ void embedding_fwd_cuda(const Exec& exec, const EmbeddingFwd& a) {
       using Y = std::remove_pointer_t<decltype(u)>;
       const T* table = a.table.as<T>();
       Y* y = a.y.as<Y>();
-      const bool packed = cols % kPack == 0 && aligned_for_packs(table, y);
+      const bool packed = cols % kPack == 0 && start_at_16_bytes({table, y});
       const auto kernel = packed ? gather<T, Y, kPack> : gather<T, Y, 1>;
       kernel<<<grid_for(count, kWarps), kThreads, 0, cuda_stream(exec)>>>(
           a.tokens.as<int32_t>(), table, y, count, cols, vocab);
@@ -284,7 +324,7 @@ void embedding_bwd_cuda(const Exec& exec, const EmbeddingBwd& a) {
     const int32_t* positions = sort_positions(exec, keys, order, other, other + count);
     with_cuda_type(a.dy.dtype(), "embedding_bwd", [&](auto* t) {
       using T = std::remove_pointer_t<decltype(t)>;
-      if (cols % kPack == 0 && aligned_for_packs(a.dy.as<T>(), a.dtable.as<float>(), partial))
+      if (cols % kPack == 0 && start_at_16_bytes({a.dy.data, a.dtable.data, partial}))
         sum_by_token<T, kPack>(exec, keys, positions, a, partial);
       else
         sum_by_token<T, 1>(exec, keys, positions, a, partial);

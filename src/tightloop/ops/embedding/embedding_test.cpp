@@ -66,14 +66,19 @@ TEST(EmbeddingBwd, SameBitsForAnyThreadCountAndOverwritesEverything) {
   EXPECT_EQ(one[kWidth], 0.0f);
 }
 
+struct Lookup {
+  DType dtype;
+  int64_t tokens, vocab, width;
+};
+
 /// Fills a Program of a lookup and its backward, runs it, and returns y and dtable.
-std::vector<double> on_device(Device device, DType dtype) {
-  constexpr int64_t kTokens{1300}, kVocab{300}, kWidth{20};
+std::vector<double> on_device(Device device, const Lookup& sizes) {
+  const auto [dtype, tokens, vocab, width] = sizes;
   auto slots = std::make_shared<SlotTable>();
-  slots->add({"tokens", {DType::i32, {kTokens}}, SlotRole::input});
-  slots->add({"table", {dtype, {kVocab, kWidth}}, SlotRole::parameter});
-  slots->add({"dy", {dtype, {kTokens, kWidth}}, SlotRole::input});
-  slots->add({"dtable", {DType::f32, {kVocab, kWidth}}, SlotRole::gradient});
+  slots->add({"tokens", {DType::i32, {tokens}}, SlotRole::input});
+  slots->add({"table", {dtype, {vocab, width}}, SlotRole::parameter});
+  slots->add({"dy", {dtype, {tokens, width}}, SlotRole::input});
+  slots->add({"dtable", {DType::f32, {vocab, width}}, SlotRole::gradient});
   Program program("p", slots);
   Builder b(program, op_table());
   const Value y = embedding(b, b.slot("tokens"), b.slot("table"), dtype);
@@ -83,8 +88,9 @@ std::vector<double> on_device(Device device, DType dtype) {
   program.validate();
   Interpreter run(program, device);
   Rng rng(8, 0);
-  for (int64_t n = 0; n < kTokens; ++n) {  // a third of them are one token
-    const auto token = static_cast<int32_t>(n % 3 == 0 ? 7 : rng.below(kVocab));
+  for (int64_t n = 0; n < tokens; ++n) {  // a third of them are one token
+    const auto token =
+        static_cast<int32_t>(n % 3 == 0 ? 7 : rng.below(static_cast<uint64_t>(vocab)));
     run.slot("tokens").as<int32_t>()[n] = token;
   }
   for (const char* name : {"table", "dy", "dtable"}) {
@@ -101,12 +107,15 @@ std::vector<double> on_device(Device device, DType dtype) {
 
 TEST(Embedding, CudaMatchesRefInBothTypesAndRepeatsItsBits) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    const std::vector<double> ref = on_device(Device::ref, dtype);
-    const std::vector<double> cuda = on_device(Device::cuda, dtype);
+  // The last: three digits to sort by, and more counts of them than are added up at once.
+  for (const Lookup& sizes : {Lookup{DType::f32, 1300, 300, 20}, Lookup{DType::bf16, 1300, 300, 20},
+                              Lookup{DType::f32, 40000, 70000, 4}}) {
+    SCOPED_TRACE(fmt::format("{} {}", name_of(sizes.dtype), sizes.tokens));
+    const std::vector<double> ref = on_device(Device::ref, sizes);
+    const std::vector<double> cuda = on_device(Device::cuda, sizes);
     for (size_t i = 0; i < ref.size(); ++i)
-      ASSERT_NEAR(cuda[i], ref[i], 1e-4 * (1 + std::abs(ref[i]))) << name_of(dtype) << " " << i;
-    EXPECT_EQ(cuda, on_device(Device::cuda, dtype));
+      ASSERT_NEAR(cuda[i], ref[i], 1e-4 * (1 + std::abs(ref[i]))) << i;
+    EXPECT_EQ(cuda, on_device(Device::cuda, sizes));
   }
 }
 

@@ -61,7 +61,7 @@ TL_CLONES void update_columns(
 
 }  // namespace
 
-void muon_momentum_cpu(const MuonMomentum& a) {
+void muon_momentum_cpu(const MuonMomentumMatrix& a) {
   const auto mu = static_cast<double>(a.hyper.as<float>()[1]);
   const float* g = a.g.as<float>();
   float *momentum = a.momentum.as<float>(), *u = a.u.as<float>();
@@ -76,7 +76,7 @@ int64_t muon_update_scratch(const Shape& parameter) {
   return std::max(parameter[0], parameter[1]) * int64_t{sizeof(double) + sizeof(float)};
 }
 
-void muon_update_cpu(const MuonUpdate& a, std::byte* scratch) {
+void muon_update_cpu(const MuonUpdateMatrix& a, std::byte* scratch) {
   const int64_t m = a.p.shape()[0], n = a.p.shape()[1];
   const bool along_rows = m >= n;
   const int64_t groups = along_rows ? m : n, reduced = along_rows ? n : m;

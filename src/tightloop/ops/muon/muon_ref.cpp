@@ -6,7 +6,7 @@
 
 namespace tightloop {
 
-void muon_momentum_ref(const MuonMomentum& a) {
+void muon_momentum_ref(const MuonMomentumMatrix& a) {
   const double mu = a.hyper.as<double>()[1];
   const double* g = a.g.as<double>();
   double *momentum = a.momentum.as<double>(), *u = a.u.as<double>();
@@ -17,7 +17,7 @@ void muon_momentum_ref(const MuonMomentum& a) {
   }
 }
 
-void muon_update_ref(const MuonUpdate& a) {
+void muon_update_ref(const MuonUpdateMatrix& a) {
   const int64_t m = a.p.shape()[0], n = a.p.shape()[1];
   const bool along_rows = m >= n;
   const int64_t groups = along_rows ? m : n, reduced = along_rows ? n : m;

@@ -24,8 +24,8 @@ struct Fixture {
     slots->add({"second", {DType::f32, muon_second_moment_shape(shape)}, SlotRole::optimizer});
     slots->add({"hyper", {DType::f32, {8}}, SlotRole::scalar});
     Builder b(program, op_table());
-    u = muon_momentum(b, b.slot("g"), b.slot("hyper"), b.slot("momentum"));
-    muon_update(b, b.slot("x"), b.slot("hyper"), b.slot("p"), b.slot("second"));
+    u = muon_momentum(b, {b.slot("g")}, b.slot("hyper"), {b.slot("momentum")})[0];
+    muon_update(b, {b.slot("x")}, b.slot("hyper"), {b.slot("p")}, {b.slot("second")});
     program.validate();
     run = std::make_unique<Interpreter>(program, device);
     Rng rng(9, static_cast<uint64_t>(shape[0] * 1000 + shape[1]));
@@ -139,6 +139,59 @@ TEST(Muon, UpdateFollowsTheFormulaTallAndWide) {
   }
 }
 
+// A matrix gets the bits that it would get alone.
+TEST(Muon, MatricesOfACallAreTreatedAlone) {
+  constexpr size_t kMatrices{3};
+  for (Device device : testing::all_devices()) {
+    for (const Shape& shape : kShapes) {
+      SCOPED_TRACE(fmt::format("{} {}", name_of(device), to_string(shape)));
+      const auto results = [&](bool together) {
+        auto slots = std::make_shared<SlotTable>();
+        slots->add({"hyper", {DType::f32, {8}}, SlotRole::scalar});
+        Program program("muon", slots);
+        Builder b(program, op_table());
+        std::array<std::vector<Value>, 5> of;  // g, momentum, x, p, second
+        for (size_t i = 0; i < kMatrices; ++i) {
+          for (size_t kind = 0; kind < of.size(); ++kind) {
+            const std::string name = fmt::format("{}.{}", kind, i);
+            slots->add({name,
+                        {DType::f32, kind == 4 ? muon_second_moment_shape(shape) : shape},
+                        SlotRole::parameter});
+            of[kind].push_back(b.slot(name));
+          }
+        }
+        const Value hyper = b.slot("hyper");
+        std::vector<Value> u;
+        if (together) {
+          u = muon_momentum(b, of[0], hyper, of[1]);
+          muon_update(b, of[2], hyper, of[3], of[4]);
+        } else {
+          for (size_t i = 0; i < kMatrices; ++i) {
+            u.push_back(muon_momentum(b, {of[0][i]}, hyper, {of[1][i]})[0]);
+            muon_update(b, {of[2][i]}, hyper, {of[3][i]}, {of[4][i]});
+          }
+        }
+        program.validate();
+        Interpreter run(program, device);
+        Rng rng(4, 0);
+        for (const Slot& slot : slots->all()) {
+          const TensorView t = run.slot(slot.name);
+          for (int64_t i = 0; i < t.elems(); ++i) run.set(t, i, std::abs(rng.normal()) / 8);
+        }
+        run.run();
+        std::vector<double> all;
+        const auto append = [&](const TensorView& t) {
+          for (int64_t i = 0; i < t.elems(); ++i) all.push_back(run.get(t, i));
+        };
+        for (const Slot& slot : slots->all()) append(run.slot(slot.name));
+        for (const Value& v : u) append(run.view(v));
+        return all;
+      };
+      EXPECT_EQ(results(true), results(false));
+    }
+  }
+}
+
 TEST(Muon, TheStepKeepsTheFrobeniusNormTimesTheShapeFactor) {
   for (const Shape& shape : {Shape{64, 16}, Shape{16, 64}}) {
     Fixture f(Device::cpu, shape);
@@ -200,12 +253,18 @@ TEST(Muon, RefusesWhatIsNoMatrixOrDoesNotFit) {
   Program program("p", slots);
   Builder b(program, op_table());
   const Value g = b.slot("g"), v = b.slot("v"), hyper = b.slot("hyper");
-  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { muon_momentum(b, v, hyper, v); }),
+  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { muon_momentum(b, {v}, hyper, {v}); }),
             "muon_momentum: g has shape (4), expected rank 2");
-  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { muon_momentum(b, g, hyper, v); }),
+  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { muon_momentum(b, {g}, hyper, {v}); }),
             "muon_momentum: M has shape (4), expected (4, 3)");
-  EXPECT_EQ(testing::error_of(ErrorKind::shape, [&] { muon_update(b, g, hyper, g, b.slot("s")); }),
-            "muon_update: S has shape (1, 3), expected (4, 1)");
+  EXPECT_EQ(
+      testing::error_of(ErrorKind::shape, [&] { muon_update(b, {g}, hyper, {g}, {b.slot("s")}); }),
+      "muon_update: S has shape (1, 3), expected (4, 1)");
+  EXPECT_EQ(testing::error_of(ErrorKind::shape,
+                              [&] {
+                                muon_momentum(b, {g, g}, hyper, {g});
+                              }),
+            "muon_momentum: 2 matrices and 1 updates, expected 1 to 64 and 1 for each");
 }
 
 }  // namespace

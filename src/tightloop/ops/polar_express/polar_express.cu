@@ -11,44 +11,8 @@
 namespace tightloop {
 namespace {
 
+static_assert(kPolarStack <= kMostStacked);
 constexpr int kThreads = 1024;  // of the one block that finds the factors of a matrix's rows
-
-/// The rows of all matrices, one after the other: of operands, each matrix somewhere else, …
-template <typename T>
-struct OperandRows {
-  T* at[kPolarStack];
-  int64_t rows, cols;
-
-  __device__ T* operator()(int64_t r) const { return at[r / rows] + r % rows * cols; }
-};
-/// … or of a stack in the scratch.
-template <typename T>
-struct StackRows {
-  T* first;
-  int64_t ld;
-
-  __device__ T* operator()(int64_t r) const { return first + r * ld; }
-};
-
-/// squares[r] = the sum of row r's squares: products in f32, sums in float64. A warp takes a row.
-template <int N, typename Rows>
-__global__ void __launch_bounds__(kRowThreads)
-    sum_row_squares(Rows x, double* squares, int64_t rows, int64_t cols) {
-  constexpr int64_t kWarps = kRowThreads / kWarp;
-  const int64_t row = blockIdx.x * kWarps + threadIdx.x / kWarp;
-  if (row >= rows) return;
-  const auto* of_row = x(row);
-  const int lane = static_cast<int>(threadIdx.x % kWarp);
-  double sum = 0.0;
-  for (int64_t c = lane * N; c < cols; c += kWarp * N) {
-    float values[N];
-    load_floats<N>(of_row + c, values);
-#pragma unroll
-    for (int j = 0; j < N; ++j) sum += static_cast<double>(values[j] * values[j]);
-  }
-  sum = warp_sum_f64(sum);
-  if (lane == 0) squares[row] = sum;
-}
 
 /// Sum over all rows of fn(row), in every thread of the block.
 template <typename Fn>
@@ -118,7 +82,7 @@ class Stack {
     packed_ = shape_[1] % kRowPack == 0;
     for (size_t i = 0; i < a.u.size(); ++i) {
       u_.at[i] = a.u[i].template as<float>(), x_.at[i] = a.x[i].template as<float>();
-      packed_ = packed_ && aligned_for_packs(u_.at[i], x_.at[i]);
+      packed_ = packed_ && start_at_16_bytes({u_.at[i], x_.at[i]});
     }
   }
 
@@ -149,9 +113,7 @@ class Stack {
 
   template <typename Rows>
   void find_squares(const Rows& x) {
-    const auto kernel = packed_ ? sum_row_squares<kRowPack, Rows> : sum_row_squares<1, Rows>;
-    kernel<<<grid_for(rows(), kRowThreads / kWarp), kRowThreads, 0, cuda_stream(exec_)>>>(
-        x, scratch_.row_squares, rows(), shape_[1]);
+    sum_row_squares_cuda(exec_, x, scratch_.row_squares, rows(), shape_[1], packed_);
   }
 
   template <typename From, typename To>

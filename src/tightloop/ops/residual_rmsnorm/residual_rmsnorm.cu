@@ -1,34 +1,11 @@
-#include "tightloop/ops/common/cuda_pack.cuh"
+#include "tightloop/ops/common/cuda_row_shape.cuh"
 #include "tightloop/ops/common/scaled_term.cuh"
 #include "tightloop/ops/residual_rmsnorm/residual_rmsnorm_kernels.h"
 
 namespace tightloop {
 namespace {
 
-constexpr int kThreads = 256;
-
-/// Packs of a row that a lane keeps in registers between its two passes; 0: it reads them again.
-constexpr int kFew = 4, kMany = 8;
-
-/// N elements as they are stored: 16 bytes stay in four registers, where a Pack of bf16 takes
-/// eight.
-template <typename T, int N>
-struct Stored {
-  Pack<T, N> pack;
-  __device__ void load(const T* p) { pack = *reinterpret_cast<const Pack<T, N>*>(p); }
-  __device__ float at(int j) const { return load_as_float(pack.at + j); }
-};
-template <>
-struct Stored<bf16, 8> {
-  uint32_t words[4];
-  __device__ void load(const bf16* p) {
-    const uint4 v = *reinterpret_cast<const uint4*>(p);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-  }
-  __device__ float at(int j) const {
-    return __uint_as_float(j % 2 == 0 ? words[j / 2] << 16 : words[j / 2] & 0xffff0000u);
-  }
-};
+constexpr int kThreads = kRowShapeThreads;
 
 template <typename T>
 struct Fwd {
@@ -51,55 +28,55 @@ struct Bwd {
   float scale;
 };
 
-/// A row is taken by Lanes threads: a warp or a block. All of them get the sum.
-template <int Lanes>
-__device__ float row_sum(float x) {
-  if constexpr (Lanes == kWarp) {
-    return warp_sum(x);
-  } else {
-    return block_sum<Lanes>(x);
-  }
-}
 template <int Lanes>
 __device__ int64_t row_of_thread() {
   return (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / Lanes;
 }
 
-/// Stores s and t of N elements from i on, where they are asked for, and returns t as it is stored.
+/// The terms of N elements as they are stored.
+template <typename T, int N>
+struct Terms {
+  Stored<T, N> x, y, z;
+  __device__ void load(const Fwd<T>& q, int64_t i) {
+    x.load(q.x + i);
+    if (q.y != nullptr) y.load(q.y + i);
+    if (q.z != nullptr) z.load(q.z + i);
+  }
+};
+
+/// Stores s and t of N elements from i on, where they are asked for; x of the terms becomes t. Adds
+/// to the sum of squares.
 template <int N, typename T>
-__device__ void add_terms(const Fwd<T>& q, int64_t i, float fa, float fb, float (&t)[N]) {
-  float other[N];
-  load_floats<N>(q.x + i, t);
+__device__ void add_terms(
+    const Fwd<T>& q, int64_t i, float fa, float fb, Terms<T, N>& of, float& squares) {
+  float t[N];
   if (q.y != nullptr) {
-    load_floats<N>(q.y + i, other);
 #pragma unroll
-    for (int j = 0; j < N; ++j) t[j] = as_stored<T>(t[j] + other[j]);
-    if (q.s != nullptr) store_floats<N>(q.s + i, t);
+    for (int j = 0; j < N; ++j) t[j] = of.x.at(j) + of.y.at(j);
+    of.x.set(t);
+    if (q.s != nullptr) of.x.store(q.s + i);
   }
   if (q.z != nullptr) {
-    load_floats<N>(q.z + i, other);
 #pragma unroll
-    for (int j = 0; j < N; ++j) t[j] = as_stored<T>(fa * t[j] + fb * other[j]);
+    for (int j = 0; j < N; ++j) t[j] = fa * of.x.at(j) + fb * of.z.at(j);
+    of.x.set(t);
   }
-  if (q.t != nullptr) store_floats<N>(q.t + i, t);
-}
-
-template <int N>
-__device__ float squares_of(const float (&t)[N]) {
-  float sum = 0.0f;
+  if (q.t != nullptr) of.x.store(q.t + i);
 #pragma unroll
-  for (int j = 0; j < N; ++j) sum += t[j] * t[j];
-  return sum;
+  for (int j = 0; j < N; ++j) squares += of.x.at(j) * of.x.at(j);
 }
 
 template <int N, typename T>
-__device__ void store_scaled(T* h, float (&t)[N], float factor) {
+__device__ void store_scaled(T* h, const Stored<T, N>& t, float factor) {
+  float x[N];
 #pragma unroll
-  for (int j = 0; j < N; ++j) t[j] *= factor;
-  store_floats<N>(h, t);
+  for (int j = 0; j < N; ++j) x[j] = factor * t.at(j);
+  store_floats<N>(h, x);
 }
 
-/// The row has at most `Packs` packs a lane; 0: what was stored is read again.
+/// The row has at most `Packs` packs a lane; 0: what was stored is read again. Results may lie in
+/// the place of inputs, so the compiler moves no load before a store: the terms of up to kFewPacks
+/// packs are loaded before anything is stored.
 template <typename T, int N, int Lanes, int Packs>
 __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   const int64_t row = row_of_thread<Lanes>();
@@ -109,20 +86,30 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   constexpr int64_t kStep = Lanes * N;
   const float fa = q.a.value(), fb = q.b.value();
 
-  constexpr int kKept = Packs == 0 ? 1 : Packs;
-  float kept[kKept][N], squares = 0.0f;
+  constexpr int kKept = Packs == 0 ? 1 : Packs, kAhead = kKept < kFewPacks ? kKept : kFewPacks;
+  Stored<T, N> kept[kKept];
+  float squares = 0.0f;
   if constexpr (Packs > 0) {
 #pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const int64_t c = begin + k * kStep;
-      if (c >= q.cols) continue;
-      add_terms<N>(q, first + c, fa, fb, kept[k]);
-      squares += squares_of(kept[k]);
+    for (int group = 0; group < kKept; group += kAhead) {
+      Terms<T, N> terms[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t c = begin + (group + k) * kStep;
+        if (c < q.cols) terms[k].load(q, first + c);
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t c = begin + (group + k) * kStep;
+        if (c < q.cols) add_terms(q, first + c, fa, fb, terms[k], squares);
+        kept[group + k] = terms[k].x;
+      }
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      add_terms<N>(q, first + c, fa, fb, kept[0]);
-      squares += squares_of(kept[0]);
+      Terms<T, N> terms;
+      terms.load(q, first + c);
+      add_terms(q, first + c, fa, fb, terms, squares);
     }
   }
   const float mean = row_sum<Lanes>(squares) / static_cast<float>(q.cols);
@@ -137,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   } else {
     const T* t = q.t == nullptr ? q.x : q.t;  // each thread reads what it wrote itself
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      load_floats<N>(t + first + c, kept[0]);
+      kept[0].load(t + first + c);
       store_scaled<N>(q.h + first + c, kept[0], factor);
     }
   }
@@ -257,25 +244,6 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
     const float sum = row_sum<Lanes>(made.sum_z);
     if (begin == 0) q.sum_z[row] = sum;
   }
-}
-
-/// Calls fn with the constants N, Lanes, Packs that suit rows of `cols` elements of T.
-template <typename T, typename Fn>
-void with_row_shape(int64_t cols, bool packs, Fn&& fn) {
-  const auto with_lanes = [&](auto n) {
-    constexpr int kN = decltype(n)::value;
-    constexpr std::integral_constant<int, kWarp> kByWarp{};
-    constexpr std::integral_constant<int, kThreads> kByBlock{};
-    constexpr std::integral_constant<int, kFew> kKeepFew{};
-    constexpr std::integral_constant<int, kMany> kKeepMany{};
-    constexpr std::integral_constant<int, 0> kKeepNone{};
-    if (cols <= kWarp * kN * kFew) return fn(n, kByWarp, kKeepFew);
-    if (cols <= kWarp * kN * kMany) return fn(n, kByWarp, kKeepMany);
-    if (cols <= kThreads * kN * kFew) return fn(n, kByBlock, kKeepFew);
-    fn(n, kByBlock, kKeepNone);
-  };
-  if (packs) return with_lanes(std::integral_constant<int, kElementsOf16Bytes<T>>{});
-  with_lanes(std::integral_constant<int, 1>{});
 }
 
 template <typename T>

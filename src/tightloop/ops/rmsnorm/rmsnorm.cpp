@@ -85,6 +85,11 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
   return t.has_update(0) ? kRmsnormBlocks * t.input(0).shape.cols() * int64_t{sizeof(float)} : 0;
 }
 
+int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs&) {
+  return t.has_update(0) ? kRmsnormCudaBlocks * t.input(0).shape.cols() * int64_t{sizeof(float)}
+                         : 0;
+}
+
 Cost cost_bwd(const OpTypes& t, const Attrs&) {
   return {2 * t.input(0).bytes() + t.input(2).bytes(), t.input(0).bytes(), 6 * t.input(0).elems()};
 }
@@ -95,7 +100,7 @@ const OpEntry kEntries[] = {
     {{.name = "rmsnorm_bwd", .infer = infer_bwd, .cost = cost_bwd, .inplace = {{0, 0}}},
      run_bwd,
      scratch_bwd,
-     scratch_bwd},
+     scratch_bwd_cuda},
 };
 
 }  // namespace

@@ -1,143 +1,227 @@
-#include "tightloop/ops/common/cuda_kernel.cuh"
+#include <algorithm>
+
+#include "tightloop/ops/common/cuda_row_shape.cuh"
 #include "tightloop/ops/rmsnorm/rmsnorm_kernels.h"
 
 namespace tightloop {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kWideRow = 1024;  // columns from which a whole block takes a row
+constexpr int kThreads = kRowShapeThreads;
+constexpr int kSumThreads = 256;
 
-/// One row by Lanes threads that share the sum `reduce` makes.
-template <typename T, typename Reduce>
-__device__ void fwd_row(const T* x,
-                        const T* weight,
-                        T* y,
-                        float* rstd,
-                        int64_t cols,
-                        int lane,
-                        int lanes,
-                        float eps,
-                        float scale,
-                        Reduce&& reduce) {
+template <typename T>
+struct Fwd {
+  const T *x, *weight;  // weight may be null
+  T* y;
+  float* rstd;
+  int64_t rows, cols;
+  float eps, scale;
+};
+
+template <typename T>
+struct Bwd {
+  const T *dy, *saved, *weight;  // weight null: saved is y, else x
+  const float* rstd;
+  T* dx;
+  float* partial;  // of the weight's gradient, a row a block
+  int64_t rows, cols, rows_of_block;
+  float scale;
+};
+
+/// y may be x: a lane reads its elements before it writes them.
+template <typename T, int N, int Lanes, int Packs>
+__global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
+  const int64_t row = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / Lanes;
+  if (row >= q.rows) return;
+  const T* x = q.x + row * q.cols;
+  T* y = q.y + row * q.cols;
+  const int64_t begin = (threadIdx.x % Lanes) * N;
+  constexpr int64_t kStep = Lanes * N;
+  constexpr int kKept = Packs == 0 ? 1 : Packs;
+
+  Stored<T, N> kept[kKept];
   float squares = 0.0f;
-  for (int64_t c = lane; c < cols; c += lanes) {
-    const float v = load_as_float(x + c);
-    squares += v * v;
+  const auto add_squares = [&](const Stored<T, N>& of) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares += of.at(j) * of.at(j);
+  };
+  if constexpr (Packs > 0) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < q.cols) kept[k].load(x + begin + k * kStep);
+    }
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < q.cols) add_squares(kept[k]);
+    }
+  } else {
+    for (int64_t c = begin; c < q.cols; c += kStep) {
+      kept[0].load(x + c);
+      add_squares(kept[0]);
+    }
   }
-  const float r = 1.0f / sqrtf(reduce(squares) / static_cast<float>(cols) + eps);
-  if (lane == 0) *rstd = r;
-  const float a = scale * r;
-  for (int64_t c = lane; c < cols; c += lanes) {
-    const float w = weight == nullptr ? 1.0f : load_as_float(weight + c);
-    store_float(y + c, a * load_as_float(x + c) * w);
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads) fwd_warps(const T* x,
-                                                      const T* weight,
-                                                      T* y,
-                                                      float* rstd,
-                                                      int64_t rows,
-                                                      int64_t cols,
-                                                      float eps,
-                                                      float scale) {
-  const int64_t row = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
-  if (row >= rows) return;
-  fwd_row(x + row * cols, weight, y + row * cols, rstd + row, cols,
-          static_cast<int>(threadIdx.x % kWarp), kWarp, eps, scale,
-          [](float v) { return warp_sum(v); });
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads) fwd_blocks(
-    const T* x, const T* weight, T* y, float* rstd, int64_t cols, float eps, float scale) {
-  const int64_t row = blockIdx.x;
-  fwd_row(x + row * cols, weight, y + row * cols, rstd + row, cols, static_cast<int>(threadIdx.x),
-          kThreads, eps, scale, [](float v) { return block_sum<kThreads>(v); });
-}
-
-/// dx of one row; with `saved` = y there is no weight.
-template <typename T, typename Reduce>
-__device__ void bwd_row(const T* dy,
-                        const T* saved,
-                        float rstd,
-                        const T* weight,
-                        T* dx,
-                        int64_t cols,
-                        int lane,
-                        int lanes,
-                        float scale,
-                        Reduce&& reduce) {
-  float dot = 0.0f;
-  for (int64_t c = lane; c < cols; c += lanes) {
-    const float w = weight == nullptr ? 1.0f : load_as_float(weight + c);
-    dot += load_as_float(dy + c) * w * load_as_float(saved + c);
-  }
-  const float mean = reduce(dot) / static_cast<float>(cols);
-  // saved is x = xhat / rstd, or y = scale * xhat.
-  const float a = rstd * scale;
-  const float b = weight == nullptr ? rstd / scale * mean : a * rstd * rstd * mean;
-  for (int64_t c = lane; c < cols; c += lanes) {
-    const float w = weight == nullptr ? 1.0f : load_as_float(weight + c);
-    store_float(dx + c, a * load_as_float(dy + c) * w - b * load_as_float(saved + c));
+  const float rstd = 1.0f / sqrtf(row_sum<Lanes>(squares) / static_cast<float>(q.cols) + q.eps);
+  if (begin == 0) q.rstd[row] = rstd;
+  const float factor = q.scale * rstd;
+  const auto put = [&](const Stored<T, N>& of, int64_t c) {
+    float v[N], w[N];
+    if (q.weight != nullptr) load_floats(q.weight + c, w);
+#pragma unroll
+    for (int j = 0; j < N; ++j) v[j] = factor * of.at(j) * (q.weight == nullptr ? 1.0f : w[j]);
+    store_floats(y + c, v);
+  };
+  if constexpr (Packs > 0) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < q.cols) put(kept[k], begin + k * kStep);
+    }
+  } else {
+    for (int64_t c = begin; c < q.cols; c += kStep) {
+      kept[0].load(x + c);
+      put(kept[0], c);
+    }
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) bwd_warps(const T* dy,
-                                                      const T* saved,
-                                                      const float* rstd,
-                                                      const T* weight,
-                                                      T* dx,
-                                                      int64_t rows,
-                                                      int64_t cols,
-                                                      float scale) {
-  const int64_t row = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
-  if (row >= rows) return;
-  bwd_row(dy + row * cols, saved + row * cols, rstd[row], weight, dx + row * cols, cols,
-          static_cast<int>(threadIdx.x % kWarp), kWarp, scale, [](float v) { return warp_sum(v); });
+/// to[c] = scale * the sum over the block's warps of their columns, N neighbours a lane, as far as
+/// there are columns. All threads must call it.
+template <int N>
+__device__ void store_sums_of_warps(const float (&mine)[N], float* to, int64_t cols, float scale) {
+  constexpr int kWarps = kThreads / kWarp, kWidth = kWarp * N;
+  __shared__ float sums[kWarps][kWidth];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int j = 0; j < N; ++j) sums[threadIdx.x / kWarp][lane * N + j] = mine[j];
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < kWidth && c < cols; c += kThreads) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += sums[w][c];
+    to[c] = scale * sum;
+  }
+  __syncthreads();  // before sums is written again
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) bwd_blocks(const T* dy,
-                                                       const T* saved,
-                                                       const float* rstd,
-                                                       const T* weight,
-                                                       T* dx,
-                                                       int64_t cols,
-                                                       float scale) {
-  const int64_t row = blockIdx.x;
-  bwd_row(dy + row * cols, saved + row * cols, rstd[row], weight, dx + row * cols, cols,
-          static_cast<int>(threadIdx.x), kThreads, scale,
-          [](float v) { return block_sum<kThreads>(v); });
+/// Rows in order, those of a block by its warps in turn or by all of it. dx may be dy. With Dweight
+/// also the block's part of the weight's gradient.
+template <typename T, int N, int Lanes, int Packs, bool Dweight>
+__global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
+  constexpr int64_t kStep = Lanes * N;
+  constexpr int kKept = Packs == 0 ? 1 : Packs;
+  const int64_t begin = (threadIdx.x % Lanes) * N;
+  const int64_t first_row = blockIdx.x * q.rows_of_block;
+  const int64_t end_row = min(first_row + q.rows_of_block, q.rows);
+  float* partial = Dweight ? q.partial + blockIdx.x * q.cols : nullptr;
+  float sums[kKept][N] = {};  // of dy * xhat, for Dweight
+
+  for (int64_t row = first_row + threadIdx.x / Lanes; row < end_row; row += kThreads / Lanes) {
+    const T *dy = q.dy + row * q.cols, *saved = q.saved + row * q.cols;
+    T* dx = q.dx + row * q.cols;
+    Stored<T, N> g[kKept], s[kKept];
+    const float rstd = q.rstd[row];
+    float dot = 0.0f;
+    const auto weight_at = [&](int64_t c, float(&w)[N]) {
+      if (q.weight != nullptr) {
+        load_floats(q.weight + c, w);
+      } else {
+#pragma unroll
+        for (float& v : w) v = 1.0f;
+      }
+    };
+    const auto add_dot = [&](int k, int64_t c) {
+      float w[N];
+      weight_at(c, w);
+#pragma unroll
+      for (int j = 0; j < N; ++j) dot += g[k].at(j) * w[j] * s[k].at(j);
+    };
+    if constexpr (Packs > 0) {
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        const int64_t c = begin + k * kStep;
+        if (c < q.cols) g[k].load(dy + c), s[k].load(saved + c);
+      }
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        if (begin + k * kStep < q.cols) add_dot(k, begin + k * kStep);
+      }
+    } else {
+      for (int64_t c = begin; c < q.cols; c += kStep) {
+        g[0].load(dy + c), s[0].load(saved + c);
+        add_dot(0, c);
+      }
+    }
+    const float mean = row_sum<Lanes>(dot) / static_cast<float>(q.cols);
+    // saved is x = xhat / rstd, or y = scale * xhat.
+    const float a = rstd * q.scale;
+    const float b = q.weight == nullptr ? rstd / q.scale * mean : a * rstd * rstd * mean;
+    const auto put = [&](int k, int64_t c) {
+      float w[N], v[N];
+      weight_at(c, w);
+#pragma unroll
+      for (int j = 0; j < N; ++j) v[j] = a * g[k].at(j) * w[j] - b * s[k].at(j);
+      store_floats(dx + c, v);
+      if constexpr (Dweight) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          const float part = g[k].at(j) * s[k].at(j) * rstd;
+          if constexpr (Packs > 0) {
+            sums[k][j] += part;
+          } else {
+            partial[c + j] = (row == first_row ? 0.0f : partial[c + j]) + q.scale * part;
+          }
+        }
+      }
+    };
+    if constexpr (Packs > 0) {
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        if (begin + k * kStep < q.cols) put(k, begin + k * kStep);
+      }
+    } else {
+      for (int64_t c = begin; c < q.cols; c += kStep) {
+        g[0].load(dy + c), s[0].load(saved + c);
+        put(0, c);
+      }
+    }
+  }
+  if constexpr (Dweight && Packs > 0) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if constexpr (Lanes == kWarp) {
+        if (k * kStep < q.cols)
+          store_sums_of_warps<N>(sums[k], partial + k * kStep, q.cols - k * kStep, q.scale);
+      } else {
+        const int64_t c = begin + k * kStep;
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          if (c < q.cols) partial[c + j] = q.scale * sums[k][j];
+        }
+      }
+    }
+  }
 }
 
-/// partial[block][c] = sum over the block's rows of scale * dy * x * rstd: rows in order.
-template <typename T>
-__global__ void dweight_partial(const T* dy,
-                                const T* x,
-                                const float* rstd,
-                                float* partial,
-                                int64_t rows,
-                                int64_t cols,
-                                float scale) {
-  const int64_t c = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (c >= cols) return;
-  const int64_t block = blockIdx.y;
+/// dweight[c] += the sum of all parts of column c: a warp's lanes take neighbouring columns, its
+/// warps every kWarps-th part.
+__global__ void __launch_bounds__(kSumThreads)
+    sum_parts(const float* partial, float* dweight, int64_t parts, int64_t cols) {
+  constexpr int kWarps = kSumThreads / kWarp;
+  __shared__ float sums[kWarps][kWarp];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t c = blockIdx.x * static_cast<int64_t>(kWarp) + lane;
   float sum = 0.0f;
-  for (int64_t r = block * rows / kRmsnormBlocks; r < (block + 1) * rows / kRmsnormBlocks; ++r)
-    sum += load_as_float(dy + r * cols + c) * load_as_float(x + r * cols + c) * rstd[r];
-  partial[block * cols + c] = scale * sum;
-}
-
-__global__ void dweight_sum(const float* partial, float* dweight, int64_t cols) {
-  const int64_t c = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (c >= cols) return;
-  float sum = dweight[c];
-  for (int64_t block = 0; block < kRmsnormBlocks; ++block) sum += partial[block * cols + c];
-  dweight[c] = sum;
+  if (c < cols) {
+#pragma unroll 16
+    for (int64_t part = warp; part < parts; part += kWarps) sum += partial[part * cols + c];
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || c >= cols) return;
+  float total = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) total += sums[w][lane];
+  dweight[c] += total;
 }
 
 }  // namespace
@@ -145,17 +229,22 @@ __global__ void dweight_sum(const float* partial, float* dweight, int64_t cols) 
 void rmsnorm_fwd_cuda(const Exec& exec, const RmsnormFwd& a) {
   const int64_t cols = a.x.shape().cols(), rows = a.x.shape().rows();
   if (rows == 0 || cols == 0) return;
-  const auto eps = static_cast<float>(a.eps), scale = static_cast<float>(a.scale);
-  with_cuda_type(a.x.dtype(), "rmsnorm", [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    const T* weight = a.weight.empty() ? nullptr : a.weight.as<T>();
-    if (cols < kWideRow) {
-      fwd_warps<T><<<grid_for(rows, kWarps), kThreads, 0, cuda_stream(exec)>>>(
-          a.x.as<T>(), weight, a.y.as<T>(), a.rstd.as<float>(), rows, cols, eps, scale);
-    } else {
-      fwd_blocks<T><<<grid_for(rows, 1), kThreads, 0, cuda_stream(exec)>>>(
-          a.x.as<T>(), weight, a.y.as<T>(), a.rstd.as<float>(), cols, eps, scale);
-    }
+  with_cuda_type(a.x.dtype(), "rmsnorm", [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Fwd<T> q{.x = a.x.as<T>(),
+                   .weight = a.weight.empty() ? nullptr : a.weight.as<T>(),
+                   .y = a.y.as<T>(),
+                   .rstd = a.rstd.as<float>(),
+                   .rows = rows,
+                   .cols = cols,
+                   .eps = static_cast<float>(a.eps),
+                   .scale = static_cast<float>(a.scale)};
+    const bool packs = rows_of_16_bytes<T>(cols, {q.x, q.weight, q.y});
+    with_row_shape<T>(cols, packs, [&](auto n, auto lanes, auto kept) {
+      constexpr int kLanes = decltype(lanes)::value;
+      fwd_kernel<T, decltype(n)::value, kLanes, decltype(kept)::value>
+          <<<grid_for(rows, kThreads / kLanes), kThreads, 0, cuda_stream(exec)>>>(q);
+    });
   });
   cuda::check_launch("rmsnorm");
 }
@@ -163,28 +252,35 @@ void rmsnorm_fwd_cuda(const Exec& exec, const RmsnormFwd& a) {
 void rmsnorm_bwd_cuda(const Exec& exec, const RmsnormBwd& a) {
   const int64_t cols = a.dy.shape().cols(), rows = a.dy.shape().rows();
   if (rows == 0 || cols == 0) return;
-  const auto scale = static_cast<float>(a.scale);
-  with_cuda_type(a.dy.dtype(), "rmsnorm_bwd", [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    const T *dy = a.dy.as<T>(), *saved = a.saved.as<T>();
-    const T* weight = a.weight.empty() ? nullptr : a.weight.as<T>();
-    const float* rstd = a.rstd.as<float>();
-    if (!a.dweight.empty()) {  // before dx, which may lie in dy's place
-      float* partial = reinterpret_cast<float*>(exec.scratch.data());
-      const dim3 grid(grid_for(cols, kThreads), static_cast<unsigned>(kRmsnormBlocks));
-      dweight_partial<T>
-          <<<grid, kThreads, 0, cuda_stream(exec)>>>(dy, saved, rstd, partial, rows, cols, scale);
-      float* dweight = a.dweight.as<float>();
-      dweight_sum<<<grid_for(cols, kThreads), kThreads, 0, cuda_stream(exec)>>>(partial, dweight,
-                                                                                cols);
-    }
-    if (cols < kWideRow) {
-      bwd_warps<T><<<grid_for(rows, kWarps), kThreads, 0, cuda_stream(exec)>>>(
-          dy, saved, rstd, weight, a.dx.as<T>(), rows, cols, scale);
-    } else {
-      bwd_blocks<T><<<grid_for(rows, 1), kThreads, 0, cuda_stream(exec)>>>(
-          dy, saved, rstd, weight, a.dx.as<T>(), cols, scale);
-    }
+  const bool wants_dweight = !a.dweight.empty();
+  with_cuda_type(a.dy.dtype(), "rmsnorm_bwd", [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Bwd<T> q{.dy = a.dy.as<T>(),
+             .saved = a.saved.as<T>(),
+             .weight = a.weight.empty() ? nullptr : a.weight.as<T>(),
+             .rstd = a.rstd.as<float>(),
+             .dx = a.dx.as<T>(),
+             .partial = reinterpret_cast<float*>(exec.scratch.data()),
+             .rows = rows,
+             .cols = cols,
+             .rows_of_block = 0,
+             .scale = static_cast<float>(a.scale)};
+    const bool packs = rows_of_16_bytes<T>(cols, {q.dy, q.saved, q.weight, q.dx});
+    with_row_shape<T>(cols, packs, [&](auto n, auto lanes, auto kept) {
+      constexpr int kN = decltype(n)::value, kLanes = decltype(lanes)::value;
+      constexpr int kPacks = decltype(kept)::value;
+      constexpr int64_t kAtOnce = kThreads / kLanes;
+      q.rows_of_block =
+          wants_dweight ? std::max(kAtOnce, (rows + kRmsnormCudaBlocks - 1) / kRmsnormCudaBlocks)
+                        : kAtOnce;
+      const unsigned blocks = grid_for(rows, q.rows_of_block);
+      const auto kernel = wants_dweight ? bwd_kernel<T, kN, kLanes, kPacks, true>
+                                        : bwd_kernel<T, kN, kLanes, kPacks, false>;
+      kernel<<<blocks, kThreads, 0, cuda_stream(exec)>>>(q);
+      if (wants_dweight)
+        sum_parts<<<grid_for(cols, kWarp), kSumThreads, 0, cuda_stream(exec)>>>(
+            q.partial, a.dweight.as<float>(), blocks, cols);
+    });
   });
   cuda::check_launch("rmsnorm_bwd");
 }

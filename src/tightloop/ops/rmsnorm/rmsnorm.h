@@ -24,8 +24,8 @@ void rmsnorm_fwd(const Exec& exec, const RmsnormFwd& args);
 /// Backward. With xhat = x * rstd and g = scale * dy * weight:
 ///   dx = rstd * (g - xhat * mean_c(g * xhat)),   dweight[c] += sum_r scale * dy[r,c] * xhat[r,c].
 /// `saved` is y when there is no weight (xhat = y / scale, so x need not be kept) and x when there
-/// is. Memory: dx may alias dy. dweight accumulates; its partial sums over 64 fixed row blocks are
-/// in scratch.
+/// is. Memory: dx may alias dy. dweight accumulates; its partial sums over fixed row blocks (64, on
+/// cuda up to 512) are in scratch.
 struct RmsnormBwd {
   ConstTensorView dy, saved, rstd, weight;
   TensorView dx, dweight;

@@ -27,6 +27,26 @@ TEST(Rmsnorm, WeightGetsItsGradient) {
   }
 }
 
+// Rows that a lane of cuda keeps few or many packs of, that a block takes, and that are too long to
+// keep; more rows than blocks for the weight's gradient.
+TEST(Rmsnorm, LongRowsAndManyRows) {
+  for (const Shape& shape :
+       {Shape{5, 1000}, Shape{5, 1001}, Shape{3, 3000}, Shape{3, 5000}, Shape{5000, 8}}) {
+    for (const bool weighted : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} weighted {}", to_string(shape), weighted));
+      std::vector<testing::TestSlot> slots{{"x", {DType::f32, shape}}};
+      if (weighted) slots.push_back({"w", {DType::f32, {shape.cols()}}});
+      check_op({.slots = slots,
+                .build =
+                    [&](Builder& b) {
+                      return std::vector<Value>{
+                          rmsnorm(b, b.slot("x"), weighted ? b.slot("w") : Value{}, 1e-5, 1.2)};
+                    }},
+               {.tolerance = 1e-5, .fd_probes = 2});
+    }
+  }
+}
+
 TEST(Rmsnorm, RefusesAWeightOfAnotherWidth) {
   auto slots = std::make_shared<SlotTable>();
   slots->add({"x", {DType::f32, {2, 4}}, SlotRole::parameter});

@@ -45,10 +45,10 @@ double sum_all(const T* x, int64_t n, double* partial) {
 
 }  // namespace
 
-void sum_squares_cpu(const SumSquares& a, double* scratch) {
-  const int64_t n = a.x.elems();
-  *a.acc.as<double>() += a.x.dtype() == DType::bf16 ? sum_all(a.x.as<bf16>(), n, scratch)
-                                                    : sum_all(a.x.as<float>(), n, scratch);
+void sum_squares_cpu(const ConstTensorView& x, const TensorView& acc, double* scratch) {
+  const int64_t n = x.elems();
+  *acc.as<double>() += x.dtype() == DType::bf16 ? sum_all(x.as<bf16>(), n, scratch)
+                                                : sum_all(x.as<float>(), n, scratch);
 }
 
 }  // namespace tightloop

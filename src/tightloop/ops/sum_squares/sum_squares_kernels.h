@@ -4,13 +4,18 @@
 
 namespace tightloop {
 
-constexpr int64_t kSumSquaresBlocks = 256;       // fixed, so bits repeat
-constexpr int64_t kSumSquaresCudaBlocks = 1024;  // at most; fewer for small tensors
+// Fixed, so bits repeat.
+constexpr int64_t kSumSquaresBlocks = 256;
+constexpr int64_t kSumSquaresPiece = 16384;  // elements of a tensor that a block of cuda sums
 
-void sum_squares_ref(const SumSquares& args);
+constexpr int64_t sum_squares_pieces(int64_t elems) {
+  return (elems + kSumSquaresPiece - 1) / kSumSquaresPiece;
+}
+
+void sum_squares_ref(const ConstTensorView& x, const TensorView& acc);
 /// scratch: kSumSquaresBlocks doubles.
-void sum_squares_cpu(const SumSquares& args, double* scratch);
-/// exec.scratch: kSumSquaresCudaBlocks doubles.
+void sum_squares_cpu(const ConstTensorView& x, const TensorView& acc, double* scratch);
+/// exec.scratch: one double a piece.
 void sum_squares_cuda(const Exec& exec, const SumSquares& args);
 
 }  // namespace tightloop

@@ -2,11 +2,11 @@
 
 namespace tightloop {
 
-void sum_squares_ref(const SumSquares& a) {
-  const double* x = a.x.as<double>();
+void sum_squares_ref(const ConstTensorView& tensor, const TensorView& acc) {
+  const double* x = tensor.as<double>();
   double total = 0.0;
-  for (int64_t i = 0; i < a.x.elems(); ++i) total += x[i] * x[i];
-  *a.acc.as<double>() += total;
+  for (int64_t i = 0; i < tensor.elems(); ++i) total += x[i] * x[i];
+  *acc.as<double>() += total;
 }
 
 }  // namespace tightloop

@@ -15,13 +15,30 @@ TEST(SumSquares, MatchesRef) {
       check_op({.slots = {{"x", {dtype, shape}}, {"acc", {DType::f64, {}}, SlotRole::scalar}},
                 .build =
                     [](Builder& b) {
-                      sum_squares(b, b.slot("x"), b.slot("acc"));
-                      sum_squares(b, b.slot("x"), b.slot("acc"));
+                      sum_squares(b, {b.slot("x")}, b.slot("acc"));
+                      sum_squares(b, {b.slot("x")}, b.slot("acc"));
                       return std::vector<Value>{b.slot("acc")};
                     }},
                {.tolerance = 1e-12, .gradients = false});
     }
   }
+}
+
+// Tensors of a piece and less, of none, and of more than a piece with an odd rest.
+TEST(SumSquares, AddsAllTensorsOfACall) {
+  const int64_t sizes[] = {16384, 5, 0, 40003, 1, 16385};
+  std::vector<testing::TestSlot> slots{{"acc", {DType::f64, {}}, SlotRole::scalar}};
+  for (const int64_t n : sizes)
+    slots.push_back({fmt::format("x{}", n), {DType::f32, {n}}, SlotRole::input});
+  check_op({.slots = slots,
+            .build =
+                [&](Builder& b) {
+                  std::vector<Value> x;
+                  for (const int64_t n : sizes) x.push_back(b.slot(fmt::format("x{}", n)));
+                  sum_squares(b, x, b.slot("acc"));
+                  return std::vector<Value>{b.slot("acc")};
+                }},
+           {.tolerance = 1e-12, .gradients = false});
 }
 
 TEST(SumSquares, SameBitsForAnyThreadCount) {
@@ -33,9 +50,9 @@ TEST(SumSquares, SameBitsForAnyThreadCount) {
     set_thread_count(threads);
     double acc = 1.0;
     std::vector<double> scratch(256);
+    const ConstTensorView view{x.data(), {DType::f32, {static_cast<int64_t>(x.size())}}};
     sum_squares({Device::cpu, std::as_writable_bytes(std::span(scratch))},
-                {.x = {x.data(), {DType::f32, {static_cast<int64_t>(x.size())}}},
-                 .acc = {&acc, {DType::f64, {}}}});
+                {.x = {&view, 1}, .acc = {&acc, {DType::f64, {}}}});
     set_thread_count(before);
     return acc;
   };
@@ -49,7 +66,7 @@ TEST(SumSquares, RefusesAnF32Accumulator) {
   Program program("p", slots);
   Builder b(program, op_table());
   EXPECT_EQ(
-      testing::error_of(ErrorKind::dtype, [&] { sum_squares(b, b.slot("x"), b.slot("acc")); }),
+      testing::error_of(ErrorKind::dtype, [&] { sum_squares(b, {b.slot("x")}, b.slot("acc")); }),
       "sum_squares: acc is f32, expected f64");
 }
 
