@@ -131,4 +131,123 @@ __device__ void ce_grad_row(const CeRows& q,
   }
 }
 
+constexpr int kCeOffsetThreads = 256;
+constexpr int kCeAhead = 4;  // packs of a row that a thread has on their way
+
+/// Softcapped logits y = cap tanh(z / cap) stay below the cap, so e^(y - cap) needs no maximum: one
+/// pass over a row finds its sum S and what the gradient is made of. With r = 1 / (1 + e^(2z/cap)):
+///   y = cap - 2 cap r,   E = e^(y - cap) = e^(-2 cap r),   dy/dz = 4 r (1 - r),
+///   lse = cap + ln S,    dloss/dz = (g / S) (E - S [target]) dy/dz.
+/// For caps up to kMostOffsetCap, where E is at least 2^-87. Absolute error of y: 1e-6 * cap.
+struct OffsetLogits {
+  float cap;
+  float rate;  // e^(2z/cap) = 2^(rate z)
+  float fall;  // E = 2^(fall r)
+
+  explicit OffsetLogits(float c) : cap(c), rate(2.88539008f / c), fall(-2.88539008f * c) {}
+
+  /// 1 + e^(2z/cap), at most 2^30 + 1: from there on tanh is 1. NaN stays.
+  __device__ float denominator(float z) const {
+    float exponent;
+    asm("min.NaN.f32 %0, %1, 0f41f00000;" : "=f"(exponent) : "f"(z * rate));
+    return 1.0f + exp2_fast(exponent);
+  }
+  static __device__ float inverse(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  __device__ float fraction(float z) const { return inverse(denominator(z)); }
+  /// r of four logits with one division, as the special function unit is what binds.
+  __device__ void fractions(float (&z)[4]) const {
+#pragma unroll
+    for (float& v : z) v = denominator(v);
+    const float ab = z[0] * z[1], cd = z[2] * z[3], rest = inverse(ab * cd);
+    const float of_ab = cd * rest, of_cd = ab * rest;
+    const float a = z[0], c = z[2];
+    z[0] = z[1] * of_ab, z[1] = a * of_ab;
+    z[2] = z[3] * of_cd, z[3] = c * of_cd;
+  }
+  __device__ float exponential(float r) const {
+    return exp2_fast(fall * r);
+  }
+  /// A quarter of dy/dz.
+  static __device__ float slope(float r) {
+    return fmaf(-r, r, r);
+  }
+};
+
+/// Row n of both passes by a block of kCeOffsetThreads threads. x holds whole packs up to cols.
+/// With Grad it is overwritten by (E - S [target]) dy/dz / 4, zeros from vocab on and in ignored
+/// rows, and factor[n] = 4 g / S is what remains to be multiplied with.
+template <bool Grad, typename T>
+__device__ void ce_offset_row(const CeRows& q,
+                              int64_t n,
+                              T* x,
+                              int cols,
+                              const OffsetLogits& logit,
+                              const float* dloss,
+                              float* loss,
+                              float* lse,
+                              float* factor) {
+  constexpr int N = kElementsOf16Bytes<T>, kStep = kCeOffsetThreads * N;
+  const int thread = static_cast<int>(threadIdx.x), vocab = static_cast<int>(q.vocab);
+  const int whole = vocab / N * N;  // columns in packs without padding
+  const int64_t target = q.targets[n];
+  const bool ignored = target == q.ignore_index, known = target >= 0 && target < q.vocab;
+
+  Stored<T, N> ahead[kCeAhead];
+#pragma unroll
+  for (int k = 0; k < kCeAhead; ++k) {
+    const int c = thread * N + k * kStep;
+    if (c < whole) ahead[k].load(x + c);
+  }
+  float z_target = __int_as_float(0x7fffffff);
+  if (thread == 0 && known) z_target = load_as_float(x + target);
+  if constexpr (Grad) __syncthreads();  // before the target is overwritten
+
+  float sum = 0.0f;
+  for (int first = thread * N; first < whole; first += kCeAhead * kStep) {
+#pragma unroll
+    for (int k = 0; k < kCeAhead; ++k) {
+      const int c = first + k * kStep;
+      if (c >= whole) break;
+      float f[N];
+#pragma unroll
+      for (int j = 0; j < N; j += 4) {
+        float r[4] = {ahead[k].at(j), ahead[k].at(j + 1), ahead[k].at(j + 2), ahead[k].at(j + 3)};
+        logit.fractions(r);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float e = logit.exponential(r[i]);
+          sum += e;
+          f[j + i] = e * OffsetLogits::slope(r[i]);
+        }
+      }
+      if constexpr (Grad) store_floats<N>(x + c, f);
+      if (c + kCeAhead * kStep < whole) ahead[k].load(x + c + kCeAhead * kStep);
+    }
+  }
+  for (int c = whole + thread; c < (Grad ? cols : vocab); c += kCeOffsetThreads) {
+    const float r = logit.fraction(c < vocab ? load_as_float(x + c) : 0.0f);
+    const float e = c < vocab ? logit.exponential(r) : 0.0f;
+    sum += e;
+    if constexpr (Grad) store_float(x + c, e * OffsetLogits::slope(r));
+  }
+  sum = block_sum<kCeOffsetThreads>(sum);  // after its barriers the row is complete
+  if (thread == 0) {
+    const float r = logit.fraction(z_target), log_sum = logf(sum);
+    lse[n] = logit.cap + log_sum;
+    loss[n] = ignored ? 0.0f : q.weight(n) * (log_sum + 2.0f * logit.cap * r);
+    if constexpr (Grad) {
+      factor[n] = ignored ? 0.0f : 4.0f * dloss[n] * q.weight(n) / sum;
+      if (known && !ignored)
+        store_float(x + target, (logit.exponential(r) - sum) * OffsetLogits::slope(r));
+    }
+  }
+  if constexpr (Grad) {
+    for (int c = thread; ignored && c < cols; c += kCeOffsetThreads) store_float(x + c, 0.0f);
+  }
+}
+
 }  // namespace tightloop

@@ -24,15 +24,20 @@ void linear_cross_entropy_grad(const Exec& exec, const LinearCrossEntropyGrad& a
   linear_cross_entropy_grad_cpu(args, exec.scratch);
 }
 
-LinearCrossEntropyCudaScratch::LinearCrossEntropyCudaScratch(LinearCrossEntropyPass pass,
-                                                             const Type& x,
-                                                             const Type& w,
-                                                             int64_t chunk_rows)
+LinearCrossEntropyCudaScratch::LinearCrossEntropyCudaScratch(
+    LinearCrossEntropyPass pass, const Type& x, const Type& w, double cap, int64_t chunk_rows)
     : chunk(std::min(chunk_rows, x.shape.rows())),
+      by_offset(x.dtype == DType::bf16 && cap > 0.0 && cap <= kMostOffsetCap &&
+                w.shape[0] < int64_t{1} << 30),  // columns are counted in 32 bits
       logits(pass == LinearCrossEntropyPass::forward ? DType::f32 : x.dtype),
-      ld((w.shape[0] + 7) / 8 * 8),
-      logits_bytes((chunk * ld * size_of(logits) + 255) / 256 * 256),
-      w_bytes(w.dtype == x.dtype ? 0 : w.elems() * size_of(x.dtype)) {}
+      ld((w.shape[0] + 7) / 8 * 8) {
+  const auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
+  const bool factors = by_offset && pass == LinearCrossEntropyPass::gradient;
+  logits_bytes = aligned(chunk * ld * size_of(logits));
+  factor_bytes = factors ? aligned(chunk * size_of(DType::f32)) : 0;
+  x_bytes = factors ? aligned(chunk * w.shape[1] * size_of(x.dtype)) : 0;
+  w_bytes = w.dtype == x.dtype ? 0 : w.elems() * size_of(x.dtype);
+}
 
 int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t padded_vocab, int64_t budget_bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, padded_vocab) * int64_t{sizeof(float)};
@@ -115,7 +120,7 @@ int64_t scratch_fwd(const OpTypes& t, const Attrs& attrs) {
 
 int64_t scratch_fwd_cuda(const OpTypes& t, const Attrs& attrs) {
   return LinearCrossEntropyCudaScratch(LinearCrossEntropyPass::forward, t.input(0), t.input(1),
-                                       attrs.integer("chunk_rows"))
+                                       attrs.number("cap"), attrs.integer("chunk_rows"))
       .bytes();
 }
 
@@ -187,7 +192,7 @@ int64_t scratch_grad(const OpTypes& t, const Attrs& attrs) {
 
 int64_t scratch_grad_cuda(const OpTypes& t, const Attrs& attrs) {
   return LinearCrossEntropyCudaScratch(LinearCrossEntropyPass::gradient, t.input(0), t.input(1),
-                                       attrs.integer("chunk_rows"))
+                                       attrs.number("cap"), attrs.integer("chunk_rows"))
       .bytes();
 }
 

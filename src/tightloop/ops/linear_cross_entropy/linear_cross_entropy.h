@@ -33,8 +33,11 @@ void linear_cross_entropy_fwd(const Exec& exec, const LinearCrossEntropyFwd& arg
 /// gradient, from which dx = dlogits W and dw (+)= dlogits^T x follow before the next chunk.
 /// Shapes: dloss (...): the gradient of the loss per row; dx as x; dw f32 (Vp, C), may be empty.
 /// Types:  on cuda with x in bf16, the logits are rounded to bf16 and so is their gradient (the
-///         forward operation keeps f32 logits).
-/// Memory: dx may alias x. Scratch as above: one buffer serves logits and gradient.
+///         forward operation keeps f32 logits); with a cap of at most 30 the gradient is stored
+///         without its row's factor, which then multiplies the rows of x, rounded, and of dx,
+///         rounded a second time.
+/// Memory: dx may alias x. Scratch as above: one buffer serves logits and gradient; on cuda in bf16
+///         also chunk_rows * C elements.
 /// Order:  dw sums over the chunks in their order.
 struct LinearCrossEntropyGrad {
   ConstTensorView x, w, targets, dloss, weights;

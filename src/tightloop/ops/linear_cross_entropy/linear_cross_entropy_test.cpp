@@ -179,7 +179,7 @@ TEST(LinearCrossEntropy, ScratchFollowsTheChunkNotTheRows) {
     const Type x{DType::f32, {rows, 768}}, w{DType::f32, {32768, 768}}, r{DType::f32, {rows}};
     const OpTypes types{
         .inputs = {x, w, Type{DType::i32, {rows}}, r}, .updates = {w}, .outputs = {}};
-    return op_entry(op).scratch_bytes(device, types, {{"chunk_rows", chunk_rows}});
+    return op_entry(op).scratch_bytes(device, types, {{"cap", 0.0}, {"chunk_rows", chunk_rows}});
   };
   for (const std::string_view op : {"linear_cross_entropy", "linear_cross_entropy_grad"}) {
     const int64_t small = scratch(Device::cpu, op, 2048, 128);
@@ -198,32 +198,43 @@ TEST(LinearCrossEntropyCuda, ScratchOfBf16OperandsAndOfUnequalTypes) {
   constexpr auto kForward = LinearCrossEntropyPass::forward;
   constexpr auto kGradient = LinearCrossEntropyPass::gradient;
   const Type x{DType::bf16, {100, 12}}, w{DType::bf16, {50, 12}}, w32{DType::f32, {50, 12}};
-  const auto bytes = [&](LinearCrossEntropyPass pass, const Type& weight) {
-    return LinearCrossEntropyCudaScratch(pass, x, weight, 16).bytes();
+  const auto bytes = [&](LinearCrossEntropyPass pass, const Type& weight, double cap = 0.0) {
+    return LinearCrossEntropyCudaScratch(pass, x, weight, cap, 16).bytes();
   };
   EXPECT_EQ(bytes(kForward, w), 16 * 56 * 4);   // f32 logits in rows of 56
   EXPECT_EQ(bytes(kGradient, w), 16 * 56 * 2);  // bf16 logits
   EXPECT_EQ(bytes(kGradient, w32), 16 * 56 * 2 + 50 * 12 * 2);
+  // With a cap that replaces the maximum: 16 factors and 16 rows of x, in whole 256 bytes.
+  EXPECT_EQ(bytes(kForward, w, 15.0), 16 * 56 * 4);
+  EXPECT_EQ(bytes(kGradient, w32, 15.0), 16 * 56 * 2 + 256 + 512 + 50 * 12 * 2);
+  EXPECT_EQ(bytes(kGradient, w, 31.0), 16 * 56 * 2);
 }
 
 // What check_op cannot run, as the CPU has no bf16 activations.
 TEST(LinearCrossEntropyCuda, Bf16MatchesRef) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  struct Sizes {
+    int64_t cols, padded, vocab;
+  };
+  // The last: more packs than a thread has on their way, and rows of x that are no whole packs.
+  const Sizes all_sizes[] = {{64, 264, 251}, {20, 8704, 8643}};
   for (const DType w_dtype : {DType::bf16, DType::f32}) {
-    for (const double cap : {0.0, 5.0}) {
+    for (const double cap : {0.0, 5.0, 15.0, 40.0}) {
+      const auto [cols, padded, vocab] = all_sizes[cap == 15.0 ? 1 : 0];
       SCOPED_TRACE(fmt::format("w {} cap {}", name_of(w_dtype), cap));
       const testing::TestProgram test{
-          .slots = {{"x", {DType::bf16, {37, 64}}, SlotRole::input},
-                    {"w", {w_dtype, {264, 64}}, SlotRole::input, 0.25},
-                    {"targets", {DType::i32, {37}}, SlotRole::input, 1.0, 251},
+          .slots = {{"x", {DType::bf16, {37, cols}}, SlotRole::input},
+                    {"w", {w_dtype, {padded, cols}}, SlotRole::input, 0.25},
+                    // Target 0 is the ignored one.
+                    {"targets", {DType::i32, {37}}, SlotRole::input, 1.0, cap == 5.0 ? 9 : vocab},
                     {"dloss", {DType::f32, {37}}, SlotRole::input},
-                    {"dw", {DType::f32, {264, 64}}, SlotRole::gradient}},
+                    {"dw", {DType::f32, {padded, cols}}, SlotRole::gradient}},
           .build = {}};
       auto slots = std::make_shared<SlotTable>();
       for (const testing::TestSlot& s : test.slots) slots->add({s.name, s.type, s.role});
       Program program("p", slots);
       Builder b(program, op_table());
-      Attrs attrs{{"vocab", int64_t{251}},
+      Attrs attrs{{"vocab", vocab},
                   {"ignore_index", int64_t{0}},
                   {"cap", cap},
                   {"chunk_rows", int64_t{16}}};
