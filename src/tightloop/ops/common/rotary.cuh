@@ -36,15 +36,23 @@ inline Angles angles_of(const char* op,
           x[3]};
 }
 
-/// (a, b) rotated by the table row; sign -1 rotates back.
+/// (a, b) rotated by the table row; sign -1 rotates back. With N > 1 the table starts at a multiple
+/// of 16 bytes and half is a multiple of N.
 template <int N>
 __device__ inline void rotate(
     float (&a)[N], float (&b)[N], const float* cos_sin, int64_t j, int64_t half, float sign) {
+  constexpr int kAtOnce = N < 4 ? N : 4;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float c = cos_sin[j + i], s = sign * cos_sin[half + j + i], x = a[i];
-    a[i] = x * c + b[i] * s;
-    b[i] = b[i] * c - x * s;
+  for (int first = 0; first < N; first += kAtOnce) {
+    float cos[kAtOnce], sin[kAtOnce];
+    load_floats(cos_sin + j + first, cos), load_floats(cos_sin + half + j + first, sin);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k;
+      const float s = sign * sin[k], x = a[i];
+      a[i] = x * cos[k] + b[i] * s;
+      b[i] = b[i] * cos[k] - x * s;
+    }
   }
 }
 

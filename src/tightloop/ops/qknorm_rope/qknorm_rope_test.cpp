@@ -17,8 +17,9 @@ testing::TestSlot table(int64_t rows, int64_t dim) {
 }
 
 TEST(QknormRope, CpuMatchesRefAndFiniteDifferences) {
-  for (const Shape& shape : {Shape{1, 1, 1, 4}, Shape{2, 3, 2, 6}, Shape{2, 33, 3, 32},
-                             Shape{1, 70, 2, 128}, Shape{1, 5, 1, 80}}) {
+  for (const Shape& shape :
+       {Shape{1, 1, 1, 4}, Shape{2, 3, 2, 6}, Shape{2, 33, 3, 32}, Shape{1, 70, 2, 128},
+        Shape{1, 5, 1, 80}, Shape{1, 3, 2, 320}, Shape{1, 3, 2, 70}}) {
     SCOPED_TRACE(to_string(shape));
     check_op({.slots = {input(shape), table(shape[1], shape[3])}, .build = [](Builder& b) {
                 return std::vector<Value>{

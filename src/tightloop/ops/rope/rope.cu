@@ -35,7 +35,7 @@ void rope_cuda(const Exec& exec, const Rope& a) {
   const Angles angles = angles_of("rope", a.x.shape(), a.table, a.pos);
   with_cuda_type(a.x.dtype(), "rope", [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    rows_of_16_bytes<T>(angles.dim / 2, {a.x.as<T>(), a.y.as<T>()})
+    rows_of_16_bytes<T>(angles.dim / 2, {a.x.data, a.y.data, angles.table})
         ? launch<T, kElementsOf16Bytes<T>>(exec, a, angles)
         : launch<T, 1>(exec, a, angles);
   });
