@@ -193,14 +193,16 @@ Value attention_block(
   const Shape query{B, T, c.n_head, D}, key{B, T, c.n_kv_head, D};
 
   const Value h = rmsnorm(b, x, {}, kEps);
+  // The first use of h: its backward comes last, and adds to a few columns of what is there.
+  Value gate;
+  if (c.has_value_embedding(i))
+    gate = head_gate(b, h, b.slot(block(i, "attn.ve_gate.weight")), newer(c) ? 3.0 : 2.0);
   Value q = reshape(b, linear(b, h, matrix(b, mode, block(i, "attn.c_q.weight"))), query);
   Value k = reshape(b, linear(b, h, matrix(b, mode, block(i, "attn.c_k.weight"))), key);
   Value v = reshape(b, linear(b, h, matrix(b, mode, block(i, "attn.c_v.weight"))), key);
   if (c.has_value_embedding(i)) {
     const Value u = reshape(
         b, embedding(b, tokens, b.slot(fmt::format("value_embeds.{}.weight", i)), mode.dtype), key);
-    const Value gate =
-        head_gate(b, h, b.slot(block(i, "attn.ve_gate.weight")), newer(c) ? 3.0 : 2.0);
     v = gated_add(b, v, gate, u);
   }
   const Value table = b.slot("rope_table");

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "tightloop/ops/common/cuda_lanes.cuh"
 #include "tightloop/ops/head_gate/head_gate_kernels.h"
 
@@ -26,27 +28,23 @@ __device__ float score_grad(float dg, float g, float kappa) {
   return dg * g * (1.0f - g / kappa);
 }
 
-/// A thread an element of the first `width` columns; dh_in may be null (zeros) or dh.
+/// Adds to the first m columns of dh, a thread an element.
 template <typename T, typename W>
 __global__ void __launch_bounds__(kLaneThreads) dh_kernel(const float* dg,
                                                           const float* g,
                                                           const W* w,
-                                                          const T* dh_in,
                                                           T* dh,
-                                                          int64_t n,
-                                                          int64_t width,
+                                                          int64_t rows,
                                                           int64_t cols,
                                                           int64_t heads,
                                                           int64_t m,
                                                           float kappa) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kLaneThreads) + threadIdx.x;
-  if (i >= n) return;
-  const int64_t row = i / width, c = i % width, at = row * cols + c;
-  float sum = dh_in == nullptr ? 0.0f : load_as_float(dh_in + at);
-  if (c < m) {
-    for (int64_t j = row * heads; j < (row + 1) * heads; ++j)
-      sum += score_grad(dg[j], g[j], kappa) * load_as_float(w + (j - row * heads) * m + c);
-  }
+  if (i >= rows * m) return;
+  const int64_t row = i / m, c = i % m, at = row * cols + c;
+  float sum = load_as_float(dh + at);
+  for (int64_t j = row * heads; j < (row + 1) * heads; ++j)
+    sum += score_grad(dg[j], g[j], kappa) * load_as_float(w + (j - row * heads) * m + c);
   store_float(dh + at, sum);
 }
 
@@ -61,10 +59,11 @@ __global__ void __launch_bounds__(kLaneThreads) dw_partial(const float* dg,
                                                            int64_t heads,
                                                            int64_t m,
                                                            float kappa) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(kLaneThreads) + threadIdx.x;
+  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= heads * m) return;
   const int64_t block = blockIdx.y, j = i / m, c = i % m;
   float sum = 0.0f;
+#pragma unroll 16
   for (int64_t r = block * rows / kHeadGateCudaBlocks; r < (block + 1) * rows / kHeadGateCudaBlocks;
        ++r)
     sum += score_grad(dg[r * heads + j], g[r * heads + j], kappa) * load_as_float(h + r * cols + c);
@@ -112,21 +111,23 @@ __global__ void __launch_bounds__(kLaneThreads) add_bwd_rows(const T* dy,
   const bool present = at.row < rows;
   const int64_t begin = at.row * width + at.lane * N, end = (at.row + 1) * width;
   float sum = 0.0f;
+  Stored<T, N> kept;  // the first elements of dy, which are all in short rows
   for (int64_t c = begin; present && c < end; c += lanes * N) {
-    float a[N], b[N];
-    load_floats(dy + c, a), load_floats(u + c, b);
+    Stored<T, N> a, b;
+    a.load(dy + c), b.load(u + c);
+    if (c == begin) kept = a;
 #pragma unroll
-    for (int i = 0; i < N; ++i) sum += a[i] * b[i];
+    for (int i = 0; i < N; ++i) sum += a.at(i) * b.at(i);
   }
   sum = group_sum(sum, lanes);
   if (!present) return;
   if (at.lane == 0) dg[at.row] = sum;
   const float gate = g[at.row];
   for (int64_t c = begin; c < end; c += lanes * N) {
+    if (c > begin) kept.load(dy + c);
     float a[N];
-    load_floats(dy + c, a);
 #pragma unroll
-    for (int i = 0; i < N; ++i) a[i] *= gate;
+    for (int i = 0; i < N; ++i) a[i] = gate * kept.at(i);
     store_floats(du + c, a);
   }
 }
@@ -147,17 +148,20 @@ void launch_gate_bwd(const Exec& exec, const HeadGateBwd& a) {
   const float *dg = a.dg.as<float>(), *g = a.g.as<float>(), kappa = static_cast<float>(a.kappa);
   if (!a.dw.empty()) {
     float* partial = reinterpret_cast<float*>(exec.scratch.data());
-    const unsigned blocks = grid_for(weights, kLaneThreads);
-    dw_partial<T><<<dim3(blocks, kHeadGateCudaBlocks), kLaneThreads, 0, cuda_stream(exec)>>>(
+    const int64_t threads = std::min<int64_t>(kLaneThreads, (weights + kWarp - 1) / kWarp * kWarp);
+    const dim3 blocks(grid_for(weights, threads), kHeadGateCudaBlocks);
+    dw_partial<T><<<blocks, static_cast<unsigned>(threads), 0, cuda_stream(exec)>>>(
         dg, g, a.h.as<T>(), partial, rows, cols, heads, m, kappa);
     dw_sum<<<grid_for(weights, 1), kLaneThreads, 0, cuda_stream(exec)>>>(partial, a.dw.as<float>(),
                                                                          weights);
   }
-  const T* dh_in = a.dh_in.empty() ? nullptr : a.dh_in.as<T>();
-  const int64_t width = dh_in == a.dh.as<T>() ? m : cols, n = rows * width;
-  if (n == 0) return;
-  dh_kernel<T, W><<<grid_for(n, kLaneThreads), kLaneThreads, 0, cuda_stream(exec)>>>(
-      dg, g, a.w.as<W>(), dh_in, a.dh.as<T>(), n, width, cols, heads, m, kappa);
+  const auto bytes = static_cast<size_t>(a.dh.bytes());
+  if (a.dh_in.empty())
+    cudaMemsetAsync(a.dh.data, 0, bytes, cuda_stream(exec));
+  else if (a.dh_in.data != a.dh.data)
+    cudaMemcpyAsync(a.dh.data, a.dh_in.data, bytes, cudaMemcpyDeviceToDevice, cuda_stream(exec));
+  dh_kernel<T, W><<<grid_for(rows * m, kLaneThreads), kLaneThreads, 0, cuda_stream(exec)>>>(
+      dg, g, a.w.as<W>(), a.dh.as<T>(), rows, cols, heads, m, kappa);
 }
 
 template <typename T, int N>

@@ -6,6 +6,7 @@ namespace tightloop {
 namespace {
 
 constexpr int kWarps = kLaneThreads / kWarp;
+constexpr int kPacks = 4;  // of a row that a lane keeps
 
 /// sigmoid(w . x) in every lane.
 template <typename T, typename W>
@@ -16,7 +17,8 @@ __device__ float gate_of(const T* x, const W* w, int64_t m, int lane) {
 }
 
 /// `prev` (B, C) precedes the first token of each sequence; null for none, and unless *pos > 0.
-template <typename T, typename W, int N>
+/// A lane loads its packs of a row before anything waits where there are at most Packs; 0: more.
+template <typename T, typename W, int N, int Packs>
 __global__ void __launch_bounds__(kLaneThreads) fwd_rows(const T* x,
                                                          const W* w,
                                                          const float* lambda,
@@ -27,6 +29,7 @@ __global__ void __launch_bounds__(kLaneThreads) fwd_rows(const T* x,
                                                          int64_t tokens,
                                                          int64_t cols,
                                                          int64_t m) {
+  constexpr int kKept = Packs == 0 ? 1 : Packs, kStep = kWarp * N;
   const int64_t row = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
   if (row >= rows) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -34,19 +37,37 @@ __global__ void __launch_bounds__(kLaneThreads) fwd_rows(const T* x,
   if (row % tokens == 0)
     before = prev == nullptr || *pos <= 0 ? nullptr : prev + row / tokens * cols;
   x += row * cols, y += row * cols;
-  const float gate = before == nullptr ? 0.0f : *lambda * gate_of(x, w, m, lane);
-  for (int64_t c = lane * N; c < cols; c += kWarp * N) {
-    float a[N], b[N] = {};
-    load_floats(x + c, a);
-    if (before != nullptr) load_floats(before + c, b);
+  const int64_t begin = lane * N;
+  Stored<T, N> a[kKept], b[kKept]{};
+  const auto load = [&](int k, int64_t c) {
+    a[k].load(x + c);
+    if (before != nullptr) b[k].load(before + c);
+  };
+  if constexpr (Packs > 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) a[i] += gate * b[i];
-    store_floats(y + c, a);
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < cols) load(k, begin + k * kStep);
+    }
+  }
+  const float gate = before == nullptr ? 0.0f : *lambda * gate_of(x, w, m, lane);
+  const auto put = [&](int k, int64_t c) {
+    float sum[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum[i] = a[k].at(i) + gate * b[k].at(i);
+    store_floats(y + c, sum);
+  };
+  if constexpr (Packs > 0) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < cols) put(k, begin + k * kStep);
+    }
+  } else {
+    for (int64_t c = begin; c < cols; c += kStep) load(0, c), put(0, c);
   }
 }
 
 /// Row t also leaves what the parameters' gradients need of it: q and s * p.
-template <typename T, typename W, int N>
+template <typename T, typename W, int N, int Packs>
 __global__ void __launch_bounds__(kLaneThreads) bwd_rows(const T* dy,
                                                          const T* x,
                                                          const W* w,
@@ -57,36 +78,68 @@ __global__ void __launch_bounds__(kLaneThreads) bwd_rows(const T* dy,
                                                          int64_t tokens,
                                                          int64_t cols,
                                                          int64_t m) {
+  constexpr int kKept = Packs == 0 ? 1 : Packs, kStep = kWarp * N;
   const int64_t row = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
   if (row >= rows) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t t = row % tokens;
-  const bool last = t + 1 == tokens;
+  const bool first = t == 0, last = t + 1 == tokens;
   dy += row * cols, x += row * cols, dx += row * cols;
+  const int64_t begin = lane * N;
+  Stored<T, N> own[kKept], next[kKept]{}, before[kKept]{};  // dy, dy of the next row, x before
+  if constexpr (Packs > 0) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int64_t c = begin + k * kStep;
+      if (c >= cols) continue;
+      own[k].load(dy + c);
+      if (!last) next[k].load(dy + cols + c);
+      if (!first) before[k].load(x - cols + c);
+    }
+  }
   const float gate = last ? 0.0f : *lambda * gate_of(x + cols, w, m, lane);
   float q = 0.0f, sp = 0.0f;
-  if (t > 0) {
+  if (!first) {
+    const float s = gate_of(x, w, m, lane);
     float p = 0.0f;
-    for (int64_t c = lane * N; c < cols; c += kWarp * N) {
-      float a[N], b[N];
-      load_floats(dy + c, a), load_floats(x - cols + c, b);
+    const auto add = [&](int k) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) p += a[i] * b[i];
+      for (int i = 0; i < N; ++i) p += own[k].at(i) * before[k].at(i);
+    };
+    if constexpr (Packs > 0) {
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        if (begin + k * kStep < cols) add(k);
+      }
+    } else {
+      for (int64_t c = begin; c < cols; c += kStep) {
+        own[0].load(dy + c), before[0].load(x - cols + c);
+        add(0);
+      }
     }
     p = warp_sum(p);
-    const float s = gate_of(x, w, m, lane);
     q = *lambda * s * (1.0f - s) * p, sp = s * p;
   }
-  for (int64_t c = lane * N; c < cols; c += kWarp * N) {
-    float a[N], b[N] = {};
-    load_floats(dy + c, a);
-    if (!last) load_floats(dy + cols + c, b);
+  const auto put = [&](int k, int64_t c) {
+    float sum[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      a[i] += gate * b[i];
-      if (c + i < m) a[i] += q * load_as_float(w + c + i);
+      sum[i] = own[k].at(i) + gate * next[k].at(i);
+      if (c + i < m) sum[i] += q * load_as_float(w + c + i);
     }
-    store_floats(dx + c, a);
+    store_floats(dx + c, sum);
+  };
+  if constexpr (Packs > 0) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      if (begin + k * kStep < cols) put(k, begin + k * kStep);
+    }
+  } else {
+    for (int64_t c = begin; c < cols; c += kStep) {
+      own[0].load(dy + c);
+      if (!last) next[0].load(dy + cols + c);
+      put(0, c);
+    }
   }
   if (terms != nullptr && lane == 0) terms[row] = {q, sp};
 }
@@ -140,7 +193,8 @@ __global__ void __launch_bounds__(kLaneThreads)
 template <typename T, typename W, int N>
 void launch_fwd(const Exec& exec, const SmearFwd& a, const T* prev, const int32_t* pos) {
   const int64_t tokens = a.x.shape()[1], cols = a.x.shape()[2], rows = a.x.shape().rows();
-  fwd_rows<T, W, N><<<grid_for(rows, kWarps), kLaneThreads, 0, cuda_stream(exec)>>>(
+  const auto kernel = cols <= kWarp * N * kPacks ? fwd_rows<T, W, N, kPacks> : fwd_rows<T, W, N, 0>;
+  kernel<<<grid_for(rows, kWarps), kLaneThreads, 0, cuda_stream(exec)>>>(
       a.x.as<T>(), a.w.as<W>(), a.lambda.as<float>(), prev, pos, a.y.as<T>(), rows, tokens, cols,
       a.w.elems());
 }
@@ -148,7 +202,8 @@ void launch_fwd(const Exec& exec, const SmearFwd& a, const T* prev, const int32_
 template <typename T, typename W, int N>
 void launch_bwd(const Exec& exec, const SmearBwd& a, float2* terms) {
   const int64_t tokens = a.x.shape()[1], cols = a.x.shape()[2], rows = a.x.shape().rows();
-  bwd_rows<T, W, N><<<grid_for(rows, kWarps), kLaneThreads, 0, cuda_stream(exec)>>>(
+  const auto kernel = cols <= kWarp * N * kPacks ? bwd_rows<T, W, N, kPacks> : bwd_rows<T, W, N, 0>;
+  kernel<<<grid_for(rows, kWarps), kLaneThreads, 0, cuda_stream(exec)>>>(
       a.dy.as<T>(), a.x.as<T>(), a.w.as<W>(), a.lambda.as<float>(), a.dx.as<T>(), terms, rows,
       tokens, cols, a.w.elems());
 }

@@ -16,8 +16,10 @@ struct SmearCase {
 };
 
 TEST(Smear, CpuMatchesRefAndFiniteDifferences) {
-  for (const SmearCase& c : {SmearCase{{1, 1, 4}, 2}, SmearCase{{2, 5, 3}, 3},
-                             SmearCase{{3, 33, 70}, 24}, SmearCase{{2, 70, 65}, 40}}) {
+  for (const SmearCase& c :
+       {SmearCase{{1, 1, 4}, 2}, SmearCase{{2, 5, 3}, 3}, SmearCase{{3, 33, 70}, 24},
+        SmearCase{{2, 70, 65}, 40}, SmearCase{{2, 5, 200}, 24}, SmearCase{{2, 5, 264}, 40},
+        SmearCase{{2, 3, 600}, 24}}) {
     SCOPED_TRACE(to_string(c.x));
     check_op({.slots = {{"x", {DType::f32, c.x}},
                         {"w", {DType::f32, {1, c.m}}, SlotRole::parameter, 0.3},
