@@ -24,9 +24,11 @@ if command == "doctor":
                       "checks": [{"name": "cuda", "ok": spoil != "doctor", "detail": "seen"}]}))
     sys.exit(3 if spoil == "doctor" else 0)
 if command == "check":
-    assert value("--device") == "cuda" and value("--rewrites") == "sweep"
-    print("FAIL  case" if spoil == "check" else "ok    case")
-    sys.exit(spoil == "check")
+    generic = "--arch" in arguments
+    assert value("--device") == "cuda" and value("--rewrites") == ("none" if generic else "sweep")
+    bad = spoil == ("generic" if generic else "check")
+    print("FAIL  case" if bad else "ok    case")
+    sys.exit(bad)
 if command == "train":
     resumed = "--resume" in arguments
     run = pathlib.Path(value("--resume") if resumed else value("--run-dir") + "/2026-run")
@@ -34,10 +36,13 @@ if command == "train":
         folder = run / "checkpoints" / ("step_0000" + step)
         assert not (resumed and step == "10" and not folder.exists())
         folder.mkdir(parents=True, exist_ok=True)
-        text = "resumed" if spoil == "resume" and resumed else "second" * (
-            spoil == "repeat" and "second" in str(run))
+        text = "resumed" if spoil == "resume" and resumed else "another" * (
+            (spoil == "repeat" and "second" in str(run)) or (spoil == "watched" and "watched" in str(run)))
         for name in ("model", "optimizer"):
             (folder / (name + ".safetensors")).write_text(text)
+    (run / "summary.json").write_text(json.dumps({
+        "graphs_captured_in_steps": 0, "graph_breaks_in_steps": 0, "device_allocations_in_steps": 0,
+        "device_syncs_in_steps": 2 * (spoil == "syncs"), "blocks_made_in_steps": 0}))
 if command == "bench":
     assert value("--device") == "cuda"
     if spoil == "bench" and value("--dtype") == "f32":
@@ -55,7 +60,7 @@ SANITIZER = """#!/bin/sh
 [ "$SPOIL" = "$2" ] && { echo '========= ERROR SUMMARY: 3 errors'; exit 9; }
 echo '========= ERROR SUMMARY: 0 errors'
 """
-STEPS = ["device", "ops", "check", "repeat", "memcheck", "racecheck", "bench"]
+STEPS = ["device", "ops", "check", "repeat", "generic", "memcheck", "racecheck", "bench"]
 
 
 class DeviceCheck(unittest.TestCase):
@@ -102,7 +107,7 @@ class DeviceCheck(unittest.TestCase):
 
     def test_each_step_can_fail_alone(self):
         says = {
-            "device": "no CUDA device: it is a pity", "ops": "", "check": "2 do not",
+            "device": "no CUDA device: it is a pity", "ops": "", "check": "2 do not", "generic": "2 do not",
             "memcheck": "ERROR SUMMARY: 3 errors", "racecheck": "ERROR SUMMARY: 3 errors",
             "bench": "f32 failed",
         }
@@ -115,7 +120,9 @@ class DeviceCheck(unittest.TestCase):
                 self.assertIn(detail, text)
 
     def test_bits_that_differ(self):
-        for spoil, detail in (("repeat", "f32: two runs differ"), ("resume", "f32: the resumed run differs")):
+        for spoil, detail in (("repeat", "f32: two runs differ"), ("resume", "f32: the resumed run differs"),
+                              ("watched", "f32: the run with --debug-sync differs"),
+                              ("syncs", "in steps: 2 device_syncs_in_steps")):
             with self.subTest(spoil):
                 code, verdicts, text, _ = self.check("--only", "repeat", spoil=spoil)
                 self.assertEqual((code, verdicts), (1, {"device": "ok", "repeat": "FAILED"}), text)

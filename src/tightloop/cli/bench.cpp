@@ -18,6 +18,7 @@
 #include "tightloop/io/host_info.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/optim/optimizer.h"
+#include "tightloop/train/gemm_cache.h"
 #include "tightloop/train/memory_hint.h"
 #include "tightloop/train/timing_state.h"
 
@@ -107,6 +108,8 @@ class Rig {
     spec_.rewrite_options = config.rewrite_options();
     spec_.device = config.device;
     spec_.dtype = config.dtype;
+    cuda::set_generic_arch(config.generic_arch);
+    cuda::set_debug_sync(config.debug_sync);
     const int64_t tokens = config.total_batch_size.value_or(micro_tokens());
     micro_steps_ = std::max<int64_t>(1, (tokens + micro_tokens() - 1) / micro_tokens());
 
@@ -152,10 +155,16 @@ class Rig {
                                               human_bytes(static_cast<double>(available))))
           .with_hint(memory_hint(spec_.batch, rows_per_step(), config_.depth, available, planned));
     }
+    if (spec_.device == Device::cuda) gemm_cache_.emplace();
     slots_ = std::make_unique<SlotStore>(programs_->slots, spec_.device);
     workspace_ = std::make_unique<Workspace>(plans());
     fill_for_timing(*programs_, spec_.model, groups_, micro_tokens() * micro_steps_, seed_,
                     *slots_);
+  }
+
+  /// After every Program has run: what was chosen for their products stays for later processes.
+  void keep_choices() {
+    if (gemm_cache_) gemm_cache_->save_if_new();
   }
 
   Executable bind(const PlannedProgram& p) const {
@@ -201,9 +210,44 @@ class Rig {
   std::unique_ptr<TrainPrograms> programs_;
   std::optional<PlannedProgram> other_;
   double startup_s_ = 0.0;
+  std::optional<GemmCache> gemm_cache_;  // on cuda
   std::unique_ptr<SlotStore> slots_;
   std::unique_ptr<Workspace> workspace_;
 };
+
+/// What steps on cuda make when they are enqueued one after another, as training does.
+struct StepsInARow {
+  int64_t steps = 0;
+  double seconds = 0.0;  // of all
+  int64_t captures = 0, breaks = 0, allocations = 0, syncs = 0;
+
+  OrderedJson json() const {
+    return {{"steps", steps},
+            {"step_ms", 1e3 * seconds / static_cast<double>(steps)},
+            {"graphs_captured", captures},
+            {"graph_breaks", breaks},
+            {"device_allocations", allocations},
+            {"device_syncs", syncs}};
+  }
+};
+
+template <typename Step>
+StepsInARow steps_in_a_row(int64_t steps, const Executable& last, Step&& enqueue_step) {
+  StepsInARow row{.steps = steps,
+                  .captures = -programs_captured(),
+                  .breaks = -graph_breaks(),
+                  .allocations = -cuda::allocations(),
+                  .syncs = -cuda::synchronizations()};
+  const Clock::time_point start = Clock::now();
+  for (int64_t i = 0; i < steps; ++i) enqueue_step();
+  row.captures += programs_captured();
+  row.breaks += graph_breaks();
+  row.allocations += cuda::allocations();
+  row.syncs += cuda::synchronizations();
+  last.wait();
+  row.seconds = seconds_since(start);
+  return row;
+}
 
 // ---- per-op times ----
 
@@ -406,6 +450,7 @@ int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
   const bool has_later = rig.micro_steps() > 1;
 
   const double first_step_s = timed(first) + (has_later ? timed(later) : 0.0) + timed(optimizer);
+  rig.keep_choices();
   Samples micro, next, update, step;
   const auto later_count = static_cast<double>(rig.micro_steps() - 1);
   for (int64_t i = 0; i < flags.steps; ++i) {
@@ -416,6 +461,14 @@ int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
     step.seconds.push_back(micro.seconds.back() + update.seconds.back() +
                            (has_later ? later_count * next.seconds.back() : 0.0));
     progress("step", i + 1, flags.steps);
+  }
+  std::optional<StepsInARow> in_a_row;
+  if (config.device == Device::cuda) {
+    in_a_row = steps_in_a_row(std::min<int64_t>(flags.steps, 3), optimizer, [&] {
+      first.run();
+      for (int64_t m = 1; m < rig.micro_steps(); ++m) later.run();
+      optimizer.run();
+    });
   }
   if (!std::isfinite(rig.loss()))
     fail(ErrorKind::numeric, "the loss became {}: the times mean nothing", rig.loss());
@@ -436,6 +489,13 @@ int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
     line["startup_ms"] = 1e3 * rig.startup_s();
     line["memory_bytes"] = rig.bytes();
     line["first_step_ms"] = 1e3 * first_step_s;
+    if (in_a_row) {
+      line["graphs_captured"] = programs_captured();
+      line["capture_ms"] = 1e3 * capture_seconds();
+      line["gemm_products_timed"] = gemm_choices_timed();
+      line["gemm_timing_ms"] = 1e3 * gemm_timing_seconds();
+      line["in_a_row"] = in_a_row->json();
+    }
     line["micro_steps"] = rig.micro_steps();
     line["micro_step"] = micro.json();
     if (has_later) line["later_micro_step"] = next.json();
@@ -453,7 +513,18 @@ int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
     return kDone;
   }
   show_setting(rig, ceilings);
-  out(fmt::format("first     {:.1f} ms (first run of each Program)\n\n", 1e3 * first_step_s));
+  out(fmt::format("first     {:.1f} ms (first run of each Program)\n", 1e3 * first_step_s));
+  if (in_a_row) {
+    out(fmt::format("graphs    {} captured in {:.1f} ms; {} products timed in {:.1f} ms\n",
+                    programs_captured(), 1e3 * capture_seconds(), gemm_choices_timed(),
+                    1e3 * gemm_timing_seconds()));
+    out(
+        fmt::format("in a row  {:.2f} ms a step of {}; made on the way: {} graphs, {} graph "
+                    "breaks, {} allocations, {} waits\n",
+                    1e3 * in_a_row->seconds / static_cast<double>(in_a_row->steps), in_a_row->steps,
+                    in_a_row->captures, in_a_row->breaks, in_a_row->allocations, in_a_row->syncs));
+  }
+  out("\n");
   out(fmt::format("  {:<20}  {:>9}  {:>9}  {:>9}  {:>6}   ({} samples)\n", "ms", "median", "min",
                   "max", "spread", flags.steps));
   const auto row = [](std::string_view name, const Samples& s) {
@@ -497,6 +568,7 @@ int bench_compare(const TrainConfig& config, const BenchFlags& flags) {
   const double loss_a = rig.loss();
   timed(b);
   const double loss_b = rig.loss();
+  rig.keep_choices();
 
   Samples on, off;
   std::vector<double> logs;  // of one A B B A each: drift that is linear in time cancels
@@ -574,6 +646,7 @@ int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
   Executable optimizer = rig.bind(rig.programs().optimizer);
   timed(micro);
   timed(optimizer);
+  rig.keep_choices();
   std::vector<OpRow> rows;
   profile("micro-step", micro, flags.steps, true, ceilings, rows);
   profile("optimizer", optimizer, flags.steps, true, ceilings, rows);

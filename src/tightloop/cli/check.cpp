@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/cli/app.h"
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/json.h"
 #include "tightloop/engine/rewrite/rewrite.h"
 #include "tightloop/train/check_case.h"
@@ -15,6 +16,7 @@ namespace {
 struct CheckFlags {
   std::vector<std::string> folders;
   std::string device = "both";
+  std::string arch = "native";
   std::string rewrites = "sweep";
   bool verbose = false;
   bool json = false;
@@ -73,6 +75,9 @@ int run_check(const CheckFlags& flags) {
   if (flags.folders.empty())
     throw Error(ErrorKind::usage, "no case was given")
         .with_hint("`tightloop check tests/golden/*`");
+  if (flags.arch != "native" && flags.arch != "generic")
+    fail(ErrorKind::usage, "--arch {}: expected native or generic", flags.arch);
+  cuda::set_generic_arch(flags.arch == "generic");
   int failed = 0, ran = 0;
   const auto take = [&](const CaseReport& report) {
     ++ran;
@@ -108,6 +113,8 @@ void add_check(CLI::App& app, Runner& runner) {
   auto flags = std::make_shared<CheckFlags>();
   command->add_option("case", flags->folders, "case folders (case.json inside)")->type_name("CASE");
   command->add_option("--device", flags->device, "ref, cpu, both of these, or cuda [both]");
+  command->add_option("--arch", flags->arch,
+                      "native, or generic: on cuda only what every supported GPU has [native]");
   command->add_option("--rewrites", flags->rewrites,
                       "sweep (none, each, pairs, all, 16 random sets), none, all, or names with "
                       "commas [sweep]");

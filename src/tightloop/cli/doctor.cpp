@@ -230,12 +230,6 @@ std::string check_files(const std::string& folder) {
 
 // ---- the report ----
 
-std::string home_folder() {
-  if (const char* home = std::getenv("TL_HOME")) return home;
-  if (const char* home = std::getenv("HOME")) return (fs::path(home) / ".cache/tightloop").string();
-  return ".cache/tightloop";
-}
-
 double load_average() {
   double load = 0.0;
   return ::getloadavg(&load, 1) == 1 ? load : 0.0;

@@ -11,6 +11,7 @@
 #include "tightloop/io/atomic_file.h"
 #include "tightloop/lab/report/roofline.h"
 #include "tightloop/lab/report/svg.h"
+#include "tightloop/ops/attention/attention.h"
 #include "tightloop/train/trainer.h"
 
 namespace tightloop::cli {
@@ -185,6 +186,36 @@ void write_roofline(const TrainFlags& train, const ExplainFlags& flags) {
   }
 }
 
+/// An attention operation on cuda, by which kernel, and how often.
+struct AttentionKernel {
+  std::string what;  // "attention q bf16(32, 2048, 6, 128) k bf16(32, 2048, 6, 128) window 2048"
+  std::string kernel;
+  int64_t count = 0;
+};
+
+std::vector<AttentionKernel> attention_kernels(const Program& program) {
+  std::vector<AttentionKernel> found;
+  for (const Op& op : program.ops()) {
+    const bool backward = op.def->name == "attention_bwd";
+    if (!backward && op.def->name != "attention") continue;
+    const size_t first = backward ? 1 : 0;
+    const Type &q = program.type(op.inputs[first]), &k = program.type(op.inputs[first + 1]);
+    const int64_t window = op.attrs.integer("window");
+    const std::string what =
+        fmt::format("{} q {} k {} window {}", op.def->name, to_string(q), to_string(k), window);
+    const auto same = std::find_if(found.begin(), found.end(),
+                                   [&](const AttentionKernel& a) { return a.what == what; });
+    if (same != found.end()) {
+      ++same->count;
+      continue;
+    }
+    const std::string_view kernel =
+        attention_kernel_name(q, k, window, op.attrs.number("softmax_scale"), backward);
+    found.push_back({what, std::string(kernel), 1});
+  }
+  return found;
+}
+
 OrderedJson cost_json(const Cost& c) {
   return {{"bytes_read", c.bytes_read}, {"bytes_written", c.bytes_written}, {"flops", c.flops}};
 }
@@ -281,6 +312,12 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
                      {"live_bytes", p.plan.live_bytes[i]}});
     }
     json["ops"] = ops;
+    if (train.config.device == Device::cuda) {
+      OrderedJson attention = OrderedJson::array();
+      for (const AttentionKernel& a : attention_kernels(p.program))
+        attention.push_back({{"what", a.what}, {"kernel", a.kernel}, {"count", a.count}});
+      json["attention"] = attention;
+    }
     OrderedJson memory;
     for (const MemoryLine& line : plan.memory) memory[line.purpose] = line.bytes;
     json["memory"] = memory;
@@ -299,6 +336,12 @@ int run_explain(TrainFlags& train, const ExplainFlags& flags) {
                   ceilings.fma_gflops, ceilings.read_gbs));
   show_stages(stages, p.plan);
   show_rewrites(p.reports);
+  if (train.config.device == Device::cuda) {
+    const std::vector<AttentionKernel> kernels = attention_kernels(p.program);
+    if (!kernels.empty()) out("\nattention by\n");
+    for (const AttentionKernel& a : kernels)
+      out(fmt::format("  {:<6} {} x {}\n", a.kernel, a.count, a.what));
+  }
 
   if (flags.ops) {
     out("\nops\n");

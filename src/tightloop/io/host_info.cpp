@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -187,6 +188,12 @@ int64_t free_disk_bytes(const std::string& path) {
   struct statvfs info = {};
   if (::statvfs(at.c_str(), &info) != 0) fail_errno(errno, "read the free space of", at.string());
   return static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
+}
+
+std::string home_folder() {
+  if (const char* home = std::getenv("TL_HOME")) return home;
+  if (const char* home = std::getenv("HOME")) return (fs::path(home) / ".cache/tightloop").string();
+  return ".cache/tightloop";
 }
 
 std::string utc_timestamp() {

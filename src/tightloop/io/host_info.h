@@ -42,6 +42,9 @@ void reset_peak_resident();
 /// nearest parent that exists). Error{io}.
 int64_t free_disk_bytes(const std::string& path);
 
+/// Where downloaded, generated and measured things are kept: $TL_HOME, else ~/.cache/tightloop.
+std::string home_folder();
+
 /// "2026-01-31T12:34:56Z" (RFC 3339, UTC) of now.
 std::string utc_timestamp();
 

@@ -167,6 +167,17 @@ void declare_train_options(Options& o, TrainConfig& c) {
           fail(ErrorKind::usage, "--dtype {}: expected f32 or bf16", text);
       },
       [&c] { return std::string(name_of(c.dtype)); });
+  o.add_custom(
+      "arch", "run.arch", "",
+      "native, or generic: on cuda only what every supported GPU has (sm_80 and later)",
+      [&c](const std::string& text) {
+        if (text != "native" && text != "generic")
+          fail(ErrorKind::usage, "--arch {}: expected native or generic", text);
+        c.generic_arch = text == "generic";
+      },
+      [&c] { return std::string(c.generic_arch ? "generic" : "native"); });
+  o.add("debug-sync", "run.debug_sync", &c.debug_sync,
+        "wait after every op, without graphs: a CUDA error names its op (slow)");
   o.add("threads", "run.threads", &c.threads, "", "CPU threads (not set: all cores)", {1, 4096});
 
   o.group("Rewrites");

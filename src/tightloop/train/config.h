@@ -80,6 +80,8 @@ struct TrainConfig {
   bool allow_different_machine = false;
   Device device = Device::cpu;
   DType dtype = DType::f32;
+  bool generic_arch = false;  // cuda::set_generic_arch()
+  bool debug_sync = false;    // cuda::set_debug_sync()
   std::optional<int64_t> threads;
 
   // rewrites

@@ -165,6 +165,7 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
       close("ok");
       return;
     }
+    if (gemm_cache) gemm_cache->save_if_new();
     const Made before = Made::now();
     const std::optional<StepRecord> enqueued = train_step(step, loader, stop);
     if (!enqueued) return end_interrupted(save_here);

@@ -13,6 +13,7 @@
 #include "tightloop/core/json.h"
 #include "tightloop/io/host_info.h"
 #include "tightloop/train/data/loader.h"
+#include "tightloop/train/gemm_cache.h"
 #include "tightloop/train/step_values.h"
 #include "tightloop/train/trainer.h"
 
@@ -86,6 +87,7 @@ struct Trainer::Impl {
   TrainResult result;
   Batch val_batch;
   std::unique_ptr<StepValues> step_values;
+  std::optional<GemmCache> gemm_cache;  // on cuda
 
   // trainer_plan.cpp
   Impl(const TrainConfig& c, const Options& options);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <limits>
 
@@ -22,17 +21,12 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-/// Where downloaded and generated data live: $TL_HOME, else ~/.cache/tightloop.
-std::string home_folder() {
-  if (const char* home = std::getenv("TL_HOME")) return home;
-  if (const char* home = std::getenv("HOME")) return (fs::path(home) / ".cache/tightloop").string();
-  return ".cache/tightloop";
-}
-
 }  // namespace
 
 Trainer::Impl::Impl(const TrainConfig& c, const Options& options) : config(c) {
   if (config.threads) set_thread_count(static_cast<int>(*config.threads));
+  cuda::set_generic_arch(config.generic_arch);
+  cuda::set_debug_sync(config.debug_sync);
   for (const OptionSpec& spec : options.all())
     resolved_options[spec.key] = {{"value", spec.get()}, {"origin", spec.origin}};
   if (config.resume) resume_checkpoint = find_checkpoint(*config.resume);
@@ -218,6 +212,7 @@ void Trainer::Impl::allocate() {
     // How much it would give is not known.
     fail_memory(fmt::format("but the system refuses: {}", e.message()), plan.memory_bytes / 2);
   }
+  if (config.device == Device::cuda) gemm_cache.emplace();
   const Clock::time_point start = Clock::now();
   const auto bind = [&](const PlannedProgram& p) {
     return std::make_unique<Executable>(p.program, p.plan, *slots, *workspace);

@@ -96,7 +96,9 @@ OrderedJson Trainer::Impl::run_json() const {
                    {"compute", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor)},
                    {"driver", gpu.driver_version},
                    {"runtime", gpu.runtime_version},
-                   {"bf16_attention", attention_library()}};
+                   {"bf16_attention", attention_library()},
+                   {"cublaslt", cublaslt_version()},
+                   {"arch", config.generic_arch ? "generic" : "native"}};
   }
   json["threads"] = thread_count();
   json["gemm"] = config.device == Device::cuda ? "cuBLASLt" : gemm_kernel_name();
@@ -211,6 +213,8 @@ OrderedJson Trainer::Impl::summary_json() const {
     json["graph_breaks_in_steps"] = made_in_steps.breaks;
     json["device_allocations_in_steps"] = made_in_steps.allocations;
     json["device_syncs_in_steps"] = made_in_steps.syncs;
+    json["gemm_products_timed"] = gemm_choices_timed();
+    json["gemm_timing_ms"] = 1e3 * gemm_timing_seconds();
   }
   json["planned_bytes"] = result.planned_bytes;
   json["peak_bytes"] = result.peak_bytes;
@@ -260,6 +264,7 @@ void Trainer::Impl::record_failure(const Error& error) {
 
 void Trainer::Impl::close(std::string status) {
   result.status = std::move(status);
+  if (gemm_cache) gemm_cache->save_if_new();
   fill_result();
   folder->finish(summary_json());
   append_result_row();

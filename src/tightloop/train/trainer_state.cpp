@@ -24,6 +24,7 @@ OrderedJson Trainer::Impl::state_json(int64_t step) const {
   json["data"] = to_json(cursor);
   json["tokenizer"] = tokenizer->content_hash();
   json["kernels"] = kernels();
+  if (config.device == Device::cuda) json["gemm_algorithms"] = used_gemm_choices();
   json["data_path"] = plan.data;
   json["options"] = resolved_options;
   return json;
@@ -37,6 +38,8 @@ std::string Trainer::Impl::kernels() const {
   std::string text =
       fmt::format("{} cuda {} sm_{}{} runtime {}", build_info().compiler, device.name,
                   device.compute_major, device.compute_minor, device.runtime_version);
+  text += fmt::format(", cuBLASLt {}", cublaslt_version());
+  if (config.generic_arch) text += ", generic kernels";
   if (config.dtype == DType::bf16) text += ", attention by " + attention_library();
   return text;
 }
@@ -64,6 +67,14 @@ void Trainer::Impl::restore() {
         fmt::format("the checkpoint was made with '{}', this is '{}': the bits would differ", then,
                     kernels()))
         .with_hint("resume with --allow-different-machine");
+  // The same machine, then, and the same algorithms, whatever this one's cache has come to hold.
+  if (then == kernels() && find_field(state, "gemm_algorithms", where) != nullptr) {
+    GemmChoices choices;
+    const Json& saved = get_object(state, "gemm_algorithms", where);
+    for (const auto& [product, algorithm] : saved.items())
+      choices[product] = get_string(saved, product, where + ": gemm_algorithms");
+    adopt_gemm_choices(choices, true);
+  }
   if (first_step > plan.transfer.steps)
     fail(ErrorKind::usage, "the checkpoint is at step {}, the run has only {}", first_step,
          plan.transfer.steps);

@@ -34,9 +34,12 @@ void time_gemm_choices() {
   state().timing = true;
 }
 
-void adopt_gemm_choices(const GemmChoices& choices) {
+void adopt_gemm_choices(const GemmChoices& choices, bool used) {
   const std::lock_guard lock(state().mutex);
-  for (const auto& [product, algorithm] : choices) state().known[product] = algorithm;
+  for (const auto& [product, algorithm] : choices) {
+    state().known[product] = algorithm;
+    if (used) state().used[product] = algorithm;
+  }
 }
 
 GemmChoices known_gemm_choices() {

@@ -19,12 +19,13 @@ int64_t cublaslt_version();
 /// is chosen. Before, and where there is no memory for it, the library's first one serves.
 void time_gemm_choices();
 /// Choices to be made from now on for products that no choice has been made for. What they hold is
-/// checked when it is used: a text that is no algorithm for the product counts as none.
-void adopt_gemm_choices(const GemmChoices& choices);
+/// checked when it is used: a text that is no algorithm for the product counts as none. `used`: by
+/// the process that this one continues.
+void adopt_gemm_choices(const GemmChoices& choices, bool used = false);
 /// All that were adopted or came of timing, for later processes.
 GemmChoices known_gemm_choices();
-/// Those of the products that this process ran while choices were timed: with them, another one has
-/// the same bits.
+/// Those of the products that this process, or one that it continues, ran while choices were timed:
+/// with them, another one has the same bits.
 GemmChoices used_gemm_choices();
 
 /// Products timed so far, and the seconds that took.
