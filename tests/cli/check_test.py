@@ -80,6 +80,14 @@ class Check(Case):
         done = subprocess.run([*command, "fused-relu2"], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
+    def test_bf16_is_for_cuda(self):
+        for args in [["--dtype", "bf16"], ["--dtype", "bf16", "--device", "ref"]]:
+            result = self.run_tool("check", GOLDEN, *args)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn("--dtype bf16 computes on cuda only", result.stderr)
+        result = self.run_tool("check", GOLDEN, "--dtype", "i32")
+        self.assertEqual(result.returncode, 2, result.stderr)
+
     def test_unknown_rewrite(self):
         result = self.run_tool("check", GOLDEN, "--rewrites", "fused-relu3")
         self.assertEqual(result.returncode, 2, result.stderr)

@@ -241,6 +241,30 @@ class Commands(Case):
         self.assertIn("train", text)
         self.assertIn("documents", text)
 
+    def test_data_rows(self):
+        made = json.loads(self.ok("data", "rows", self.data, "-o", "rows.bin", "--rows", "24",
+                                  "--max-seq-len", "64", "--json"))
+        self.assertEqual((made["rows"], made["row_tokens"], made["packing"]), (24, 65, "in-order"))
+
+        def tokens(path):
+            raw = path.read_bytes()
+            return list(struct.unpack(f"<{(len(raw) - 1024) // 2}H", raw[1024:]))
+
+        # Documents as they come; the rest of one that does not fit is dropped.
+        stream = tokens(sorted(self.data.glob("train_*.bin"))[0])
+        starts = [i for i, token in enumerate(stream) if token == stream[0]]
+        documents = iter(stream[a:b] for a, b in zip(starts, starts[1:]))
+        expected = []
+        while len(expected) < 24 * 65:
+            room = 65 - len(expected) % 65
+            expected += next(documents)[:room]
+        self.assertEqual(tokens(self.dir / "rows.bin"), expected)
+        for args, says in [(["--rows", "0", "-o", "x.bin"], "--rows: 0"),
+                           (["--rows", "1"], "--output is required")]:
+            result = self.run_tool("data", "rows", self.data, *args)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(says, result.stderr)
+
     def test_tokenizer_round_trip(self):
         # Bytes that are no UTF-8, a special token's name, carriage returns, no final line end.
         text = ("The caf\u00e9 isn't open; 1234 \u6f22\u5b57 \U0001f408\r\n\t  <|bos|> the end" * 50)

@@ -41,6 +41,16 @@ class Train(Case):
         two = self.reference(8, "--threads", "2")
         self.assertEqual(kept, (losses(two), weights(two, 8)))
 
+    def test_initial_weights_are_saved_on_request(self):
+        run = self.reference(4, "--save-initial")
+        self.assertEqual(self.checkpoint_names(), {"step_000000", "step_000004"})
+        expected = losses(run), weights(run, 4)
+        subprocess.run(["rm", "-r", run / "checkpoints" / "step_000004"], check=True)
+        again = self.run_tool("train", "--resume", run)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertEqual(self.checkpoint_names(), {"step_000000", "step_000004"})
+        self.assertEqual(expected, (losses(run), weights(run, 4)))
+
     def test_resume_gives_the_same_bits(self):
         whole = self.reference(24)
         expected = losses(whole), weights(whole, 24)

@@ -16,15 +16,23 @@ namespace {
 struct CheckFlags {
   std::vector<std::string> folders;
   std::string device = "both";
+  std::string dtype = "f32";
   std::string arch = "native";
   std::string rewrites = "sweep";
   bool verbose = false;
   bool json = false;
 };
 
-std::vector<Device> devices_of(const std::string& text) {
-  if (text == "both") return {Device::ref, Device::cpu};
-  return {parse_device(text)};
+std::vector<Device> devices_of(const CheckFlags& flags) {
+  const DType dtype = parse_dtype(flags.dtype);
+  if (dtype != DType::f32 && dtype != DType::bf16)
+    fail(ErrorKind::usage, "--dtype {}: expected f32 or bf16", flags.dtype);
+  // ref computes in float64 whatever the type.
+  if (dtype == DType::bf16 && flags.device != "cuda")
+    throw Error(ErrorKind::usage, "--dtype bf16 computes on cuda only")
+        .with_hint("add `--device cuda`, or leave --dtype out");
+  if (flags.device == "both") return {Device::ref, Device::cpu};
+  return {parse_device(flags.device)};
 }
 
 std::vector<std::vector<std::string>> sets_of(const std::string& text) {
@@ -46,6 +54,7 @@ OrderedJson to_json(const CaseReport& r) {
   OrderedJson json;
   json["case"] = r.folder;
   json["device"] = name_of(r.device);
+  json["dtype"] = name_of(r.dtype);
   json["rewrites"] = r.rewrites;
   json["ok"] = r.ok();
   json["failures"] = r.failures;
@@ -58,8 +67,8 @@ OrderedJson to_json(const CaseReport& r) {
 
 void show(const CaseReport& r, bool verbose) {
   const CaseQuantity* worst = r.worst();
-  out(fmt::format("{}  {}  {}  [{}]  worst {} {:.2e} of {:.0e}\n", r.ok() ? "ok  " : "FAIL",
-                  r.folder, name_of(r.device),
+  out(fmt::format("{}  {}  {}{}  [{}]  worst {} {:.2e} of {:.0e}\n", r.ok() ? "ok  " : "FAIL",
+                  r.folder, name_of(r.device), r.dtype == DType::f32 ? "" : " bf16",
                   r.rewrites.empty() ? "no rewrite" : joined(r.rewrites, " "),
                   worst == nullptr ? "-" : worst->name, worst == nullptr ? 0.0 : worst->error,
                   worst == nullptr ? 0.0 : worst->tolerance));
@@ -78,6 +87,7 @@ int run_check(const CheckFlags& flags) {
   if (flags.arch != "native" && flags.arch != "generic")
     fail(ErrorKind::usage, "--arch {}: expected native or generic", flags.arch);
   cuda::set_generic_arch(flags.arch == "generic");
+  const std::vector<Device> devices = devices_of(flags);
   int failed = 0, ran = 0;
   const auto take = [&](const CaseReport& report) {
     ++ran;
@@ -97,9 +107,10 @@ int run_check(const CheckFlags& flags) {
       take(run_tokenizer_case(folder));
       continue;
     }
-    for (Device device : devices_of(flags.device)) {
+    for (Device device : devices) {
       for (const std::vector<std::string>& set : sets_of(flags.rewrites))
-        take(run_nanochat_case(folder, {.device = device, .rewrites = set}));
+        take(run_nanochat_case(
+            folder, {.device = device, .rewrites = set, .dtype = parse_dtype(flags.dtype)}));
     }
   }
   if (!flags.json) out(fmt::format("{} runs, {} failed\n", ran, failed));
@@ -113,6 +124,8 @@ void add_check(CLI::App& app, Runner& runner) {
   auto flags = std::make_shared<CheckFlags>();
   command->add_option("case", flags->folders, "case folders (case.json inside)")->type_name("CASE");
   command->add_option("--device", flags->device, "ref, cpu, both of these, or cuda [both]");
+  command->add_option("--dtype", flags->dtype,
+                      "f32, or bf16 on cuda, with the wide tolerances of bf16 [f32]");
   command->add_option("--arch", flags->arch,
                       "native, or generic: on cuda only what every supported GPU has [native]");
   command->add_option("--rewrites", flags->rewrites,

@@ -9,6 +9,7 @@
 #include "tightloop/io/fetch.h"
 #include "tightloop/io/token_shard.h"
 #include "tightloop/train/data/inspect.h"
+#include "tightloop/train/data/pack.h"
 #include "tightloop/train/data/synth.h"
 #include "tightloop/train/data/tokenize.h"
 
@@ -105,6 +106,24 @@ int run_tokenize(TokenizeFlags& flags) {
   return kDone;
 }
 
+/// The tokenizer of the shards `paths` that `spec` names, unless another one is given, and its BOS.
+std::pair<Tokenizer, int32_t> tokenizer_of(const std::string& spec,
+                                           const std::vector<std::string>& paths,
+                                           const std::string& given) {
+  std::string beside = spec;
+  if (!std::filesystem::is_directory(beside))
+    beside = std::filesystem::absolute(paths[0]).parent_path().string();
+  try {
+    Tokenizer tokenizer = Tokenizer::load(given.empty() ? beside : given);
+    const std::optional<int32_t> bos = tokenizer.bos_id();
+    if (!bos) fail(ErrorKind::data, "the tokenizer has neither <|bos|> nor <|endoftext|>");
+    return {std::move(tokenizer), *bos};
+  } catch (Error& e) {
+    throw e.with_context("cannot tell where documents begin without the tokenizer")
+        .with_hint("say where it is with --tokenizer FILE");
+  }
+}
+
 struct InspectFlags {
   std::string path;
   std::string tokenizer;
@@ -118,19 +137,8 @@ int run_inspect(const InspectFlags& flags) {
   DatasetShards shards = find_shards(flags.path);
   std::vector<std::string> paths = shards.train;
   paths.insert(paths.end(), shards.val.begin(), shards.val.end());
-  std::optional<Tokenizer> tokenizer;
-  std::string beside = flags.path;
-  if (!std::filesystem::is_directory(beside))
-    beside = std::filesystem::absolute(paths[0]).parent_path().string();
-  try {
-    tokenizer.emplace(Tokenizer::load(flags.tokenizer.empty() ? beside : flags.tokenizer));
-  } catch (Error& e) {
-    throw e.with_context("cannot tell where documents begin without the tokenizer")
-        .with_hint("say where it is with --tokenizer FILE");
-  }
-  const std::optional<int32_t> bos = tokenizer->bos_id();
-  if (!bos) fail(ErrorKind::data, "the tokenizer has neither <|bos|> nor <|endoftext|>");
-  const ShardSummary s = inspect_shards(paths, {.bos = *bos, .documents = flags.documents});
+  const auto [tokenizer, bos] = tokenizer_of(flags.path, paths, flags.tokenizer);
+  const ShardSummary s = inspect_shards(paths, {.bos = bos, .documents = flags.documents});
   if (flags.json) {
     OrderedJson json;
     json["v"] = 1;
@@ -146,7 +154,7 @@ int run_inspect(const InspectFlags& flags) {
     json["tokens"] = s.tokens;
     json["documents"] = s.documents;
     json["max_token"] = s.max_token;
-    json["vocab_size"] = tokenizer->vocab_size();
+    json["vocab_size"] = tokenizer.vocab_size();
     json["document_tokens"] = {
         {"shortest", s.shortest}, {"median", s.median}, {"longest", s.longest}, {"mean", s.mean}};
     if (s.floor) json["floor"] = *s.floor;
@@ -157,7 +165,7 @@ int run_inspect(const InspectFlags& flags) {
     out(fmt::format("{}  {} tokens of {} bytes, {} documents{}\n", shard.path, shard.tokens,
                     shard.token_bytes, shard.documents, shard.has_floor ? ", floor known" : ""));
   out(fmt::format("\n{} tokens, largest id {} of a vocabulary of {}\n", s.tokens, s.max_token,
-                  tokenizer->vocab_size()));
+                  tokenizer.vocab_size()));
   out(fmt::format("{} documents of {} to {} tokens, median {}, mean {:.1f}\n", s.documents,
                   s.shortest, s.longest, s.median, s.mean));
   int64_t most = 1;
@@ -180,7 +188,59 @@ int run_inspect(const InspectFlags& flags) {
     }
   }
   for (const std::vector<int32_t>& document : s.first)
-    out(fmt::format("\n---\n{}\n", tokenizer->decode(document)));
+    out(fmt::format("\n---\n{}\n", tokenizer.decode(document)));
+  return kDone;
+}
+
+struct RowsFlags {
+  std::string path;
+  std::string output;
+  std::string tokenizer;
+  int64_t rows = 0;
+  int64_t max_seq_len = 2048;
+  std::optional<int64_t> data_seed;
+  bool json = false;
+};
+
+int run_rows(const RowsFlags& flags) {
+  if (flags.output.empty())
+    throw Error(ErrorKind::usage, "--output is required: the file to write")
+        .with_hint(fmt::format("`tightloop data rows {} -o rows.bin`", flags.path));
+  if (flags.rows < 1)
+    fail(ErrorKind::usage, "--rows: {} cannot be written, expected 1 or more", flags.rows);
+  if (flags.data_seed && *flags.data_seed < 0)
+    fail(ErrorKind::usage, "--data-seed is {}, expected 0 or more", *flags.data_seed);
+  const std::vector<std::string> shards = find_shards(flags.path).train;
+  if (shards.empty()) fail(ErrorKind::data, "'{}' has no training shard", flags.path);
+  const auto [tokenizer, bos] = tokenizer_of(flags.path, shards, flags.tokenizer);
+  const int64_t vocab = tokenizer.vocab_size();
+  for (const std::string& path : shards) TokenShard(path).check_vocab(vocab);
+  DocumentOptions documents{.shards = shards, .bos = bos, .vocab_size = vocab};
+  if (flags.data_seed) documents.data_seed = static_cast<uint64_t>(*flags.data_seed);
+  RowPacker packer(std::move(documents), flags.max_seq_len);
+  TokenShardWriter writer(flags.output, vocab);
+  std::vector<int32_t> tokens(static_cast<size_t>(flags.max_seq_len + 1)), starts;
+  std::vector<float> floor(packer.has_floor() ? tokens.size() : 0);
+  std::vector<uint8_t> skill(floor.size());
+  for (int64_t i = 0; i < flags.rows; ++i) {
+    starts.clear();
+    packer.next({.tokens = tokens, .floor = floor, .skill = skill}, starts);
+    writer.append(tokens);
+  }
+  writer.finish();
+  if (flags.json) {
+    OrderedJson json;
+    json["v"] = 1;
+    json["file"] = flags.output;
+    json["rows"] = flags.rows;
+    json["row_tokens"] = flags.max_seq_len + 1;
+    json["vocab_size"] = vocab;
+    json["packing"] = name_of(packer.packing());
+    out(json.dump() + "\n");
+  } else {
+    out(fmt::format("{} rows of {} tokens in {} ({} packing, vocabulary {})\n", flags.rows,
+                    flags.max_seq_len + 1, flags.output, name_of(packer.packing()), vocab));
+  }
   return kDone;
 }
 
@@ -301,6 +361,22 @@ void add_data(CLI::App& app, Runner& runner) {
   inspect->callback([inspect_flags, &runner] {
     runner = [inspect_flags] { return run_inspect(*inspect_flags); };
   });
+
+  auto* rows = data->add_subcommand("rows", "the rows that train reads, for another trainer");
+  auto rows_flags = std::make_shared<RowsFlags>();
+  rows->add_option("path", rows_flags->path, "the --data of train")->required();
+  rows->add_option("-o,--output", rows_flags->output, "token shard to write; required");
+  rows->add_option("--rows", rows_flags->rows,
+                   "how many; a step of train reads total-batch-size / max-seq-len [required]");
+  rows->add_option("--max-seq-len", rows_flags->max_seq_len,
+                   "T: a row is T + 1 tokens, T inputs and the target after each [2048]");
+  rows->add_option("--data-seed", rows_flags->data_seed, "that of train");
+  rows->add_option("--tokenizer", rows_flags->tokenizer, "when it is not beside the shards");
+  rows->add_flag("--json", rows_flags->json, "one JSON object on stdout");
+  rows->footer("Example: tightloop data rows books.tok -o rows.bin --rows 9600");
+  rows->allow_extras();
+  rows->callback(
+      [rows_flags, &runner] { runner = [rows_flags] { return run_rows(*rows_flags); }; });
 
   auto* fetch = data->add_subcommand("fetch", "download public shards, with resume and checks");
   auto fetch_flags = std::make_shared<FetchFlags>();

@@ -13,7 +13,8 @@ namespace tightloop {
 
 /// One compared quantity of a parity case.
 struct CaseQuantity {
-  std::string name;    // "loss", "logits", "grad.<parameter>", "final.<parameter>"
+  std::string name;    // "loss.step<i>", "token_losses", "logits", "grad.<parameter>",
+                       // "final.<parameter>"
   double error = 0.0;  // measured as the tolerance is
   double tolerance = 0.0;
   bool ok() const { return error <= tolerance; }  // false for NaN
@@ -22,6 +23,7 @@ struct CaseQuantity {
 struct CaseReport {
   std::string folder;
   Device device = Device::cpu;
+  DType dtype = DType::f32;
   std::vector<std::string> rewrites;
   std::vector<CaseQuantity> quantities;
   std::vector<std::string> failures;  // in words: a rewrite that did not apply, a text that differs
@@ -34,6 +36,7 @@ struct CaseReport {
 struct CaseOptions {
   Device device = Device::cpu;
   std::vector<std::string> rewrites;
+  DType dtype = DType::f32;  // of products and activations
 };
 
 /// "nanochat" or "bpe": the "model" of case.json. Error{data} naming file and field;
@@ -48,7 +51,8 @@ std::vector<std::string> unapplied_rewrites(std::string_view program,
 /// training and optimizer Programs with the given rewrites. Every requested rewrite must apply, in
 /// the first and the later micro-steps, and all but chunked-ce in the Programs without a backward.
 /// Errors, against the tolerances of case_file.h: loss |a-b| / |b|; logits by their largest
-/// magnitude; gradients |a-b| / |b| and final parameters |a-b| / |update|, 2-norms of a tensor.
+/// magnitude; the losses of the first step's tokens, and gradients, |a-b| / |b|, and final
+/// parameters |a-b| / |update|, 2-norms of a tensor. In bf16 the bounds are bf16_tolerances().
 CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& options);
 
 /// Runs a tokenizer case: every text must encode to its ids and decode back.

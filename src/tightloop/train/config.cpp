@@ -143,6 +143,8 @@ void declare_train_options(Options& o, TrainConfig& c) {
         "stop when the target metric is at or below this");
   add_interval(o, "save-every", "checkpoint.every", &c.save_every,
                "save a checkpoint every so many steps and at the end; -1: only at the end");
+  o.add("save-initial", "checkpoint.initial", &c.save_initial,
+        "save the initial weights, too, as the checkpoint of step 0");
   o.add("keep-checkpoints", "checkpoint.keep", &c.keep_checkpoints, "", "how many checkpoints stay",
         {1, 1e6});
 

@@ -69,6 +69,7 @@ struct TrainConfig {
   std::optional<int64_t> eval_tokens;
   int64_t sample_every = 2000;
   int64_t save_every = -1;
+  bool save_initial = false;
   int64_t keep_checkpoints = 2;
   std::string target_metric = "val_bpb";
   std::optional<double> target_threshold;

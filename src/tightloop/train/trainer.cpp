@@ -157,7 +157,8 @@ void Trainer::Impl::loop(TrainObserver& observer, const std::atomic<bool>& stop)
     const bool finished = step == N || result.reached_target;
     const bool sample_here =
         finished || (step > 0 && due(config.sample_every, step) && !resumed_here);
-    const bool save_here = finished || (step > 0 && due(config.save_every, step) && !resumed_here);
+    const bool save_here = finished || (step == 0 ? config.save_initial
+                                                  : due(config.save_every, step) && !resumed_here);
     if (sample_here || save_here) finish();
     if (sample_here && config.device != Device::ref) observer.on_sample(step, "", sample_text());
     if (save_here && !resumed_here) save(step, observer);
