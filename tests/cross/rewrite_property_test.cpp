@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/engine/executable.h"
 #include "tightloop/engine/rewrite/rewrite.h"
@@ -21,8 +22,8 @@
 #include "tightloop/program/differentiate.h"
 
 /// Random small Programs: a residual stream that grows by random blocks, in all the shapes that
-/// rewrites match or must leave alone, down to a cross-entropy. Rewritten and planned on the CPU
-/// they must agree with the plain Program interpreted in float64.
+/// rewrites match or must leave alone, down to a cross-entropy. Rewritten and planned on the CPU,
+/// and on cuda where there is one, they must agree with the plain Program interpreted in float64.
 namespace tightloop {
 namespace {
 
@@ -138,6 +139,8 @@ constexpr uint64_t kPrograms{200};
 constexpr uint64_t kWideEvery{kPrograms / 10};
 
 TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
+  std::vector<Device> devices{Device::cpu, Device::ref};
+  if (cuda::device_count() > 0) devices.push_back(Device::cuda);
   std::map<std::string, uint64_t> applied, refused, applied_wide;
   for (uint64_t seed = 1; seed <= kPrograms; ++seed) {
     SCOPED_TRACE(seed);
@@ -160,17 +163,18 @@ TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
       refused[report.name] += report.not_applied.size();
       if (wide) applied_wide[report.name] += report.applied.size();
     }
-    for (Device device : {Device::cpu, Device::ref}) {
+    for (Device device : devices) {
       const Plan plan = make_plan(rewritten, device);
       const SlotStore slots(random.slots, device);
       const Workspace workspace({&plan});
       Executable program(rewritten, plan, slots, workspace);
-      random.fill([&](const std::string& name) { return slots.view(name); }, seed);
+      random.fill([&](const std::string& name) { return slots.host(name); }, seed);
+      for (const Slot& slot : random.slots->all()) slots.push(slot.name);
       program.run();
       const double tolerance = device == Device::ref ? 1e-9 : 2e-4;
       for (const Slot& slot : random.slots->all()) {
         if (slot.role != SlotRole::gradient && slot.name != "loss") continue;
-        EXPECT_LE(worst_error(slots.view(slot.name), truth.slot(slot.name)), tolerance)
+        EXPECT_LE(worst_error(slots.pull(slot.name), truth.slot(slot.name)), tolerance)
             << slot.name << " on " << name_of(device);
       }
     }

@@ -107,7 +107,7 @@ class DeviceCheck(unittest.TestCase):
 
     def test_each_step_can_fail_alone(self):
         says = {
-            "device": "no CUDA device: it is a pity", "ops": "", "check": "2 do not", "generic": "2 do not",
+            "device": "no CUDA device: it is a pity", "ops": "", "check": "4 do not", "generic": "2 do not",
             "memcheck": "ERROR SUMMARY: 3 errors", "racecheck": "ERROR SUMMARY: 3 errors",
             "bench": "f32 failed",
         }
