@@ -88,12 +88,14 @@ RewriteReport rewrite_chunked_ce(Program& program,
     }
 
     const Value x = edit.op(product).inputs[0], w = edit.op(product).inputs[1];
+    // What a device may keep them in: without a gradient f32 always.
+    const DType logit = dlogits ? program.type(x).dtype : DType::f32;
     Attrs attrs{{"vocab", entropy.attrs.integer("vocab")},
                 {"ignore_index", entropy.attrs.integer("ignore_index")},
                 {"cap", cap == Editor::kNone ? 0.0 : edit.op(cap).attrs.number("cap")},
-                {"chunk_rows", linear_cross_entropy_chunk_rows(program.type(x).shape.rows(),
-                                                               program.type(w).shape[0],
-                                                               options.ce_chunk_bytes)}};
+                {"chunk_rows", linear_cross_entropy_chunk_rows(
+                                   program.type(x).shape.rows(), program.type(w).shape[0],
+                                   size_of(logit), options.ce_chunk_bytes)}};
     const Value weights = entropy.inputs.size() > 2 ? entropy.inputs[2] : Value{};
     std::vector<int> old{product, ce};
     if (cap != Editor::kNone) old.push_back(cap);

@@ -47,19 +47,14 @@ __device__ inline Tile tile_at(const Product& p, int i) {
   return {within / width, first + within % width, matrix};
 }
 
-__device__ inline unsigned pack_bf16(float low, float high) {
-  unsigned packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
 // An epilogue makes the elements of C from the sums. It has
 //   kReads    whether it reads e
 //   kStores   whether there is a C; without one it only finishes rows
 //   Rows      what a lane keeps for its two rows of a tile, h = 0 and 1
-//   rows(first, col)  of rows first and first + 8 of the stack's matrix, tile columns from col on
-//   Rows::at(h, c, v, e)  the element at column c of the tile from its sum v and e's element
-//   Rows::finish()  when all columns of the tile are done; called by whole warps
+//   rows(first, col)   for rows first and first + 8 of C, in the tile whose columns start at col
+//   Rows::make(h, c, v, e)  turns the sums v at columns c, c + 1, c + 8 and c + 9 of the tile into
+//                           elements; e has its own there
+//   Rows::finish()     when all columns of the tile are done; called by whole warps
 
 /// Epilogues that look at nothing but the element.
 template <typename Function>
@@ -67,10 +62,15 @@ struct Elementwise : Function {
   static constexpr bool kStores = true;
   struct Rows {
     Function f;
-    __device__ float at(int, int, float v, float e) { return f.at(v, e); }
+    __device__ void make(int, int, float (&v)[4], const float (&e)[4]) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = f.at(v[i], e[i]);
+    }
     __device__ void finish() {}
   };
-  __device__ Rows rows(int, int) const { return {*this}; }
+  __device__ Rows rows(int, int) const {
+    return {*this};
+  }
 };
 
 struct Scale {
@@ -89,7 +89,7 @@ struct SquaredReluBwd {
   static constexpr bool kReads = true;
   __device__ float at(float v, float e) const {
     float root;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(e));
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(e));
     return v * (2.0f * root);
   }
 };
@@ -99,14 +99,17 @@ struct Add {
   __device__ float at(float v, float e) const { return product * v + added * e; }
 };
 
-/// Row i times factors[i].
+/// Row i times factors[i], zeros where that is 0.
 struct ScaleRows {
   static constexpr bool kReads = false, kStores = true;
   const float* factors;
   int count;
   struct Rows {
     float factor[2];
-    __device__ float at(int h, int, float v, float) { return factor[h] * v; }
+    __device__ void make(int h, int, float (&v)[4], const float (&)[4]) {
+#pragma unroll
+      for (float& x : v) x = factor[h] == 0.0f ? 0.0f : factor[h] * x;
+    }
     __device__ void finish() {}
   };
   __device__ Rows rows(int first, int) const {
@@ -213,14 +216,17 @@ __device__ void store_rows(const Epilogue& epilogue,
       unsigned e[4]{}, words[4];
       if constexpr (Epilogue::kReads) load_matrices(e, at);
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const int h = m % 2, eight = part * (kBox / 8) + 2 * pair + m / 2;
-        float v[2];
+      for (int h = 0; h < 2; ++h) {
+        const int eight = part * (kBox / 8) + 2 * pair;
+        float v[4], of_e[4];
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          v[i] = rows.at(h, 8 * eight + 2 * (lane % 4) + i, sums[4 * eight + 2 * h + i],
-                         half_of(e[m], i));
-        words[m] = pack_bf16(v[0], v[1]);
+        for (int i = 0; i < 4; ++i) {
+          v[i] = sums[4 * (eight + i / 2) + 2 * h + i % 2];
+          of_e[i] = half_of(e[i / 2 * 2 + h], i % 2);
+        }
+        rows.make(h, 8 * eight + 2 * (lane % 4), v, of_e);
+        words[h] = pack_bf16(v[0], v[1]);
+        words[2 + h] = pack_bf16(v[2], v[3]);
       }
       if constexpr (Epilogue::kStores) store_matrices(at, words);
     }

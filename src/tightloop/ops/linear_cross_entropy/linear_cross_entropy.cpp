@@ -36,11 +36,15 @@ LinearCrossEntropyCudaScratch::LinearCrossEntropyCudaScratch(
   logits_bytes = aligned(chunk * ld * size_of(logits));
   factor_bytes = factors ? aligned(chunk * size_of(DType::f32)) : 0;
   x_bytes = factors ? aligned(chunk * w.shape[1] * size_of(x.dtype)) : 0;
-  w_bytes = w.dtype == x.dtype ? 0 : w.elems() * size_of(x.dtype);
+  w_bytes = w.dtype == x.dtype ? 0 : aligned(w.elems() * size_of(x.dtype));
+  sums_bytes = by_offset ? chunk * columns_of_sums(w.shape[0]) * size_of(DType::f32) : 0;
 }
 
-int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t padded_vocab, int64_t budget_bytes) {
-  const int64_t row_bytes = std::max<int64_t>(1, padded_vocab) * int64_t{sizeof(float)};
+int64_t linear_cross_entropy_chunk_rows(int64_t rows,
+                                        int64_t padded_vocab,
+                                        int64_t logit_bytes,
+                                        int64_t budget_bytes) {
+  const int64_t row_bytes = std::max<int64_t>(1, padded_vocab) * logit_bytes;
   const int64_t most = std::max<int64_t>(8, budget_bytes / row_bytes / 8 * 8);
   if (rows <= most) return std::max<int64_t>(1, rows);
   const int64_t chunks = (rows + most - 1) / most;

@@ -35,7 +35,8 @@ void linear_cross_entropy_fwd(const Exec& exec, const LinearCrossEntropyFwd& arg
 /// Types:  on cuda with x in bf16, the logits are rounded to bf16 and so is their gradient (the
 ///         forward operation keeps f32 logits); with a cap of at most 30 the gradient is stored
 ///         without its row's factor, which then multiplies the rows of x, rounded, and of dx,
-///         rounded a second time.
+///         rounded a second time. On sm_90 these logits are not stored: loss, lse and the gradient
+///         are made of the products' float32 sums, and dx is rounded once.
 /// Memory: dx may alias x. Scratch as above: one buffer serves logits and gradient; on cuda in bf16
 ///         also chunk_rows * C elements.
 /// Order:  dw sums over the chunks in their order.
@@ -50,9 +51,13 @@ struct LinearCrossEntropyGrad {
 };
 void linear_cross_entropy_grad(const Exec& exec, const LinearCrossEntropyGrad& args);
 
-/// Rows of a chunk whose logits fit into budget_bytes: a multiple of 8 that splits `rows` into
-/// chunks as equal as possible; 8 when even those do not fit, `rows` when there are fewer.
-int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t padded_vocab, int64_t budget_bytes);
+/// Rows of a chunk whose logits, of logit_bytes each, fit into budget_bytes: a multiple of 8 that
+/// splits `rows` into chunks as equal as possible; 8 when even those do not fit, `rows` when there
+/// are fewer.
+int64_t linear_cross_entropy_chunk_rows(int64_t rows,
+                                        int64_t padded_vocab,
+                                        int64_t logit_bytes,
+                                        int64_t budget_bytes);
 
 struct LinearCrossEntropyOptions {
   int64_t vocab;

@@ -203,10 +203,11 @@ TEST(LinearCrossEntropyCuda, ScratchOfBf16OperandsAndOfUnequalTypes) {
   };
   EXPECT_EQ(bytes(kForward, w), 16 * 56 * 4);   // f32 logits in rows of 56
   EXPECT_EQ(bytes(kGradient, w), 16 * 56 * 2);  // bf16 logits
-  EXPECT_EQ(bytes(kGradient, w32), 16 * 56 * 2 + 50 * 12 * 2);
-  // With a cap that replaces the maximum: 16 factors and 16 rows of x, in whole 256 bytes.
-  EXPECT_EQ(bytes(kForward, w, 15.0), 16 * 56 * 4);
-  EXPECT_EQ(bytes(kGradient, w32, 15.0), 16 * 56 * 2 + 256 + 512 + 50 * 12 * 2);
+  EXPECT_EQ(bytes(kGradient, w32), 16 * 56 * 2 + 1280);
+  // With a cap that replaces the maximum: a sum a row, and 16 factors and 16 rows of x, in whole
+  // 256 bytes.
+  EXPECT_EQ(bytes(kForward, w, 15.0), 16 * 56 * 4 + 16 * 4);
+  EXPECT_EQ(bytes(kGradient, w32, 15.0), 16 * 56 * 2 + 256 + 512 + 1280 + 16 * 4);
   EXPECT_EQ(bytes(kGradient, w, 31.0), 16 * 56 * 2);
 }
 
@@ -216,12 +217,14 @@ TEST(LinearCrossEntropyCuda, Bf16MatchesRef) {
   struct Sizes {
     int64_t cols, padded, vocab;
   };
-  // The last: more packs than a thread has on their way, and rows of x that are no whole packs.
-  const Sizes all_sizes[] = {{64, 264, 251}, {20, 8704, 8643}};
+  // The first two as Hopper's own products take them, one column of tiles and several; the last:
+  // more packs than a thread has on their way, and rows of x that are no whole packs.
+  const Sizes all_sizes[] = {{64, 264, 251}, {136, 1032, 1001}, {20, 8704, 8643}};
   for (const DType w_dtype : {DType::bf16, DType::f32}) {
-    for (const double cap : {0.0, 5.0, 15.0, 40.0}) {
-      const auto [cols, padded, vocab] = all_sizes[cap == 15.0 ? 1 : 0];
-      SCOPED_TRACE(fmt::format("w {} cap {}", name_of(w_dtype), cap));
+    for (const auto& [cap, sizes] :
+         {std::pair{0.0, 0}, {5.0, 0}, {15.0, 1}, {15.0, 2}, {40.0, 0}}) {
+      const auto [cols, padded, vocab] = all_sizes[sizes];
+      SCOPED_TRACE(fmt::format("w {} cap {} vocab {}", name_of(w_dtype), cap, vocab));
       const testing::TestProgram test{
           .slots = {{"x", {DType::bf16, {37, cols}}, SlotRole::input},
                     {"w", {w_dtype, {padded, cols}}, SlotRole::input, 0.25},
@@ -265,14 +268,16 @@ TEST(LinearCrossEntropyCuda, Bf16MatchesRef) {
 }
 
 TEST(LinearCrossEntropyChunkRows, FillsTheBudgetEvenly) {
-  EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 64 << 20), 512);
-  EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 1 << 30), 1024);
-  EXPECT_EQ(linear_cross_entropy_chunk_rows(1000, 32768, 60 << 20), 336);  // 3 chunks, not 2 of 480
-  EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 1), 8);
-  EXPECT_EQ(linear_cross_entropy_chunk_rows(5, 32768, 1), 5);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 4, 64 << 20), 512);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 4, 1 << 30), 1024);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(65536, 32768, 2, 1 << 30), 16384);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(1000, 32768, 4, 60 << 20),
+            336);  // 3 chunks, not 2 of 480
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 4, 1), 8);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(5, 32768, 4, 1), 5);
   for (const int64_t rows : {9, 100, 1000, 2048, 4097}) {
     for (const int64_t budget : {int64_t{1} << 20, int64_t{5} << 20, int64_t{100} << 20}) {
-      const int64_t chunk = linear_cross_entropy_chunk_rows(rows, 5000, budget);
+      const int64_t chunk = linear_cross_entropy_chunk_rows(rows, 5000, 4, budget);
       EXPECT_TRUE(chunk % 8 == 0 || chunk == rows) << chunk;
       EXPECT_LE(chunk * 5000 * 4, std::max(budget, int64_t{8} * 5000 * 4));
     }
