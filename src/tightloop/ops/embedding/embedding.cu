@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <utility>
 
 #include "tightloop/ops/common/cuda_pack.cuh"
 #include "tightloop/ops/embedding/embedding_kernels.h"
@@ -13,8 +12,8 @@ constexpr int kPack = 4;  // elements a thread moves at once, where columns are 
 constexpr int kDigitBits = 8;
 constexpr int kDigits = static_cast<int>(kEmbeddingDigits);
 constexpr int kPiece = static_cast<int>(kEmbeddingPiece);
-constexpr int kSortWarps = 4;
-constexpr int kScanThreads = 1024, kScanEach = 16;
+constexpr int kSortThreads = kDigits, kSortWarps = kSortThreads / kWarp;
+static_assert(kEmbeddingChunk % kSortThreads == 0);
 constexpr int kRowsAhead = 8;  // rows of dy that are loaded before their sums are stored
 static_assert(kPiece % kRowsAhead == 0);
 constexpr uint32_t kNoKey = 0xffffffffu;
@@ -49,20 +48,21 @@ struct Keys {
   }
 };
 
-constexpr int kOfLane = static_cast<int>(kEmbeddingChunk) / kWarp;
+constexpr int kOfLane = static_cast<int>(kEmbeddingChunk) / kSortThreads;
 
-/// The positions of a chunk that one lane of its warp takes, kWarp apart, with their digits: all
-/// loaded before anything waits. Past the end the digit is kDigits.
+/// The positions of a chunk that one thread takes with their digits: all loaded before anything
+/// waits. A warp has neighbours, its lanes one after the other. Past the end the digit is kDigits.
 struct LanePositions {
   int32_t position[kOfLane];
   int digit[kOfLane];
 
   /// `from` null stands for the positions 0, 1, 2, ….
-  __device__ LanePositions(
-      const Keys& keys, const int32_t* from, int64_t chunk, int lane, int shift) {
+  __device__ LanePositions(const Keys& keys, const int32_t* from, int shift) {
+    const int64_t begin = blockIdx.x * kEmbeddingChunk + threadIdx.x / kWarp * (kOfLane * kWarp) +
+                          threadIdx.x % kWarp;
 #pragma unroll
     for (int k = 0; k < kOfLane; ++k) {
-      const int64_t i = chunk * kEmbeddingChunk + k * kWarp + lane;
+      const int64_t i = begin + k * kWarp;
       position[k] = i >= keys.count ? -1 : from == nullptr ? static_cast<int32_t>(i) : from[i];
     }
 #pragma unroll
@@ -70,87 +70,88 @@ struct LanePositions {
       digit[k] =
           position[k] < 0 ? kDigits : static_cast<int>((keys.of(position[k]) >> shift) % kDigits);
   }
+
+  /// counts[digit] += how often this thread has it.
+  __device__ void count(int32_t* counts) const {
+#pragma unroll
+    for (int k = 0; k < kOfLane; ++k) {
+      if (digit[k] < kDigits) atomicAdd(counts + digit[k], 1);
+    }
+  }
 };
 
 /// The sort goes digit by digit from the lowest, each time keeping the order of equal digits. A
-/// warp takes a chunk of kEmbeddingChunk positions. counts[digit][chunk] = how often the chunk has
+/// block takes a chunk of kEmbeddingChunk positions. counts[chunk][digit] = how often the chunk has
 /// the digit.
-__global__ void __launch_bounds__(kSortWarps* kWarp)
-    count_digits(Keys keys, const int32_t* from, int32_t* counts, int64_t chunks, int shift) {
-  __shared__ int32_t shared_counts[kSortWarps][kDigits];
-  const int64_t chunk = blockIdx.x * static_cast<int64_t>(kSortWarps) + threadIdx.x / kWarp;
-  if (chunk >= chunks) return;
-  const auto lane = static_cast<int>(threadIdx.x % kWarp);
-  int32_t* mine = shared_counts[threadIdx.x / kWarp];
-  const LanePositions own(keys, from, chunk, lane, shift);
-  for (int d = lane; d < kDigits; d += kWarp) mine[d] = 0;
-  __syncwarp();
-#pragma unroll
-  for (int k = 0; k < kOfLane; ++k) {
-    if (own.digit[k] < kDigits) atomicAdd(mine + own.digit[k], 1);
-  }
-  __syncwarp();
-  for (int d = lane; d < kDigits; d += kWarp) counts[d * chunks + chunk] = mine[d];
+__global__ void __launch_bounds__(kSortThreads)
+    count_digits(Keys keys, const int32_t* from, int32_t* counts, int shift) {
+  __shared__ int32_t block_counts[kDigits];
+  const LanePositions own(keys, from, shift);
+  block_counts[threadIdx.x] = 0;
+  __syncthreads();
+  own.count(block_counts);
+  __syncthreads();
+  counts[blockIdx.x * static_cast<int64_t>(kDigits) + threadIdx.x] = block_counts[threadIdx.x];
 }
 
-/// values[i] <- the sum of all before it. One block, each thread with kScanEach neighbours at a
-/// time.
-__global__ void __launch_bounds__(kScanThreads) sum_before(int32_t* values, int64_t count) {
-  constexpr int kScanWarps = kScanThreads / kWarp;
-  __shared__ int32_t totals[kScanWarps];
+/// Sum of x over the threads before this one.
+__device__ int32_t sum_before(int32_t x) {
+  __shared__ int32_t totals[kSortWarps];
   const auto lane = static_cast<int>(threadIdx.x % kWarp);
   const auto warp = static_cast<int>(threadIdx.x / kWarp);
-  int32_t before = 0;  // of all earlier rounds
-  for (int64_t round = 0; round < count; round += kScanThreads * kScanEach) {
-    const int64_t begin = round + static_cast<int64_t>(threadIdx.x) * kScanEach;
-    int32_t value[kScanEach], total = 0;
+  int32_t through = x;  // with this lane's
 #pragma unroll
-    for (int j = 0; j < kScanEach; ++j) value[j] = begin + j < count ? values[begin + j] : 0;
-#pragma unroll
-    for (int j = 0; j < kScanEach; ++j) total += value[j];
-    int32_t through = total;  // with this lane's
-#pragma unroll
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int32_t left = __shfl_up_sync(kFullWarp, through, offset);
-      if (lane >= offset) through += left;
-    }
-    __syncthreads();  // of an earlier round
-    if (lane == kWarp - 1) totals[warp] = through;
-    __syncthreads();
-    int32_t start = before + through - total;
-#pragma unroll
-    for (int w = 0; w < kScanWarps; ++w) {
-      if (w < warp) start += totals[w];
-      before += totals[w];
-    }
-#pragma unroll
-    for (int j = 0; j < kScanEach; ++j) {
-      if (begin + j < count) values[begin + j] = start;
-      start += value[j];
-    }
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int32_t left = __shfl_up_sync(kFullWarp, through, offset);
+    if (lane >= offset) through += left;
   }
+  if (lane == kWarp - 1) totals[warp] = through;
+  __syncthreads();
+  int32_t before = through - x;
+#pragma unroll
+  for (int w = 0; w < kSortWarps; ++w) before += w < warp ? totals[w] : 0;
+  return before;
 }
 
-/// starts[digit][chunk] is where the chunk's first position with the digit goes.
-__global__ void __launch_bounds__(kSortWarps* kWarp) place_by_digit(
-    Keys keys, const int32_t* from, int32_t* to, const int32_t* starts, int64_t chunks, int shift) {
-  __shared__ int32_t shared_next[kSortWarps][kDigits];
-  const int64_t chunk = blockIdx.x * static_cast<int64_t>(kSortWarps) + threadIdx.x / kWarp;
-  if (chunk >= chunks) return;
+/// Puts the positions of a chunk where they belong by their digit. Each block adds up the counts of
+/// all chunks itself, a digit a thread: they are a few thousand, and a kernel for them would take
+/// longer.
+__global__ void __launch_bounds__(kSortThreads)
+    place_by_digit(Keys keys, const int32_t* from, int32_t* to, const int32_t* counts, int shift) {
+  __shared__ int32_t next[kSortWarps][kDigits];  // where a warp's next position of a digit goes
   const auto lane = static_cast<int>(threadIdx.x % kWarp);
-  int32_t* next = shared_next[threadIdx.x / kWarp];
-  const LanePositions own(keys, from, chunk, lane, shift);
-  for (int d = lane; d < kDigits; d += kWarp) next[d] = starts[d * chunks + chunk];
-  __syncwarp();
+  const auto digit = static_cast<int>(threadIdx.x);
+  int32_t* mine = next[threadIdx.x / kWarp];
+  const LanePositions own(keys, from, shift);
+#pragma unroll
+  for (int w = 0; w < kSortWarps; ++w) next[w][digit] = 0;
+  __syncthreads();
+  own.count(mine);
+
+  const auto chunk = static_cast<int>(blockIdx.x), chunks = static_cast<int>(gridDim.x);
+  int32_t total = 0, start = 0;
+#pragma unroll 16
+  for (int c = 0; c < chunks; ++c) {
+    const int32_t count = counts[c * static_cast<int64_t>(kDigits) + digit];
+    total += count;
+    start += c < chunk ? count : 0;
+  }
+  start += sum_before(total);  // waits for the whole block: the warps have counted
+#pragma unroll
+  for (int w = 0; w < kSortWarps; ++w) {
+    const int32_t here = next[w][digit];
+    next[w][digit] = start;
+    start += here;
+  }
+  __syncthreads();
 #pragma unroll
   for (int k = 0; k < kOfLane; ++k) {
-    const int digit = own.digit[k];
-    const bool active = digit < kDigits;
-    const unsigned same = __match_any_sync(kFullWarp, digit);
+    const bool active = own.digit[k] < kDigits;
+    const unsigned same = __match_any_sync(kFullWarp, own.digit[k]);
     const int rank = __popc(same & ((1u << lane) - 1u));
-    if (active) to[next[digit] + rank] = own.position[k];
+    if (active) to[mine[own.digit[k]] + rank] = own.position[k];
     __syncwarp();
-    if (active && rank == 0) next[digit] += __popc(same);
+    if (active && rank == 0) mine[own.digit[k]] += __popc(same);
     __syncwarp();
   }
 }
@@ -257,24 +258,6 @@ __global__ void __launch_bounds__(kThreads) join_pieces(Keys keys,
   store_sum(dtable + token * cols + c, sum, accumulate);
 }
 
-/// Positions by token, equal tokens in their order, in one of two arrays of `count` ints.
-const int32_t* sort_positions(
-    const Exec& exec, const Keys& keys, int32_t* to, int32_t* other, int32_t* counts) {
-  const int64_t chunks = embedding_chunks(keys.count);
-  const unsigned blocks = grid_for(chunks, kSortWarps);
-  const int32_t* from = nullptr;
-  for (int shift = 0; shift < 32 && (keys.vocab >> shift) > 0; shift += kDigitBits) {
-    count_digits<<<blocks, kSortWarps * kWarp, 0, cuda_stream(exec)>>>(keys, from, counts, chunks,
-                                                                       shift);
-    sum_before<<<1, kScanThreads, 0, cuda_stream(exec)>>>(counts, kDigits * chunks);
-    place_by_digit<<<blocks, kSortWarps * kWarp, 0, cuda_stream(exec)>>>(keys, from, to, counts,
-                                                                         chunks, shift);
-    from = to;
-    std::swap(to, other);
-  }
-  return from;
-}
-
 template <typename T, int N>
 void sum_by_token(const Exec& exec,
                   const Keys& keys,
@@ -312,6 +295,26 @@ void embedding_fwd_cuda(const Exec& exec, const EmbeddingFwd& a) {
   cuda::check_launch("embedding");
 }
 
+void token_order_cuda(const Exec& exec, const TokenOrder& a) {
+  const int64_t count = a.tokens.elems();
+  if (count == 0) return;
+  const Keys keys{a.tokens.as<int32_t>(), count, static_cast<uint32_t>(a.vocab)};
+  int digits = 1;
+  while (digits * kDigitBits < 32 && keys.vocab >> (digits * kDigitBits) > 0) ++digits;
+  const auto blocks = static_cast<unsigned>(embedding_chunks(count));
+  auto* other = reinterpret_cast<int32_t*>(exec.scratch.data());
+  int32_t *counts = other + count, *order = a.order.as<int32_t>();
+  const int32_t* from = nullptr;
+  for (int digit = 0; digit < digits; ++digit) {  // from one array to the other, the last to order
+    int32_t* to = (digits - digit) % 2 == 1 ? order : other;
+    const int shift = digit * kDigitBits;
+    count_digits<<<blocks, kSortThreads, 0, cuda_stream(exec)>>>(keys, from, counts, shift);
+    place_by_digit<<<blocks, kSortThreads, 0, cuda_stream(exec)>>>(keys, from, to, counts, shift);
+    from = to;
+  }
+  cuda::check_launch("token_order");
+}
+
 void embedding_bwd_cuda(const Exec& exec, const EmbeddingBwd& a) {
   const int64_t count = a.tokens.elems(), cols = a.dtable.shape().cols();
   if (!a.accumulate)
@@ -319,9 +322,7 @@ void embedding_bwd_cuda(const Exec& exec, const EmbeddingBwd& a) {
   if (count > 0 && a.dtable.elems() > 0) {
     const Keys keys{a.tokens.as<int32_t>(), count, static_cast<uint32_t>(a.dtable.shape()[0])};
     auto* partial = reinterpret_cast<float*>(exec.scratch.data());
-    auto* order = reinterpret_cast<int32_t*>(partial + 2 * embedding_pieces(count) * cols);
-    int32_t* other = order + count;
-    const int32_t* positions = sort_positions(exec, keys, order, other, other + count);
+    const int32_t* positions = a.order.as<int32_t>();
     with_cuda_type(a.dy.dtype(), "embedding_bwd", [&](auto* t) {
       using T = std::remove_pointer_t<decltype(t)>;
       if (cols % kPack == 0 && start_at_16_bytes({a.dy.data, a.dtable.data, partial}))

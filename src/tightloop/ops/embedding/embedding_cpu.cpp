@@ -25,7 +25,23 @@ TL_CLONES void sum_rows(
   }
 }
 
+/// Afterwards token v has the sorted positions first[v] .. first[v + 1] - 1.
+void count_tokens(const ConstTensorView& tokens, int64_t vocab, int32_t* first) {
+  const int32_t* token = tokens.as<int32_t>();
+  std::fill(first, first + vocab + 1, 0);
+  for (int64_t n = 0; n < tokens.elems(); ++n) ++first[token[n] + 1];
+  for (int64_t v = 0; v < vocab; ++v) first[v + 1] += first[v];
+}
+
 }  // namespace
+
+void token_order_cpu(const TokenOrder& a, int32_t* scratch) {
+  const int32_t* tokens = a.tokens.as<int32_t>();
+  int32_t* order = a.order.as<int32_t>();
+  count_tokens(a.tokens, a.vocab, scratch);
+  for (int64_t n = 0; n < a.tokens.elems(); ++n)
+    order[scratch[tokens[n]]++] = static_cast<int32_t>(n);
+}
 
 void embedding_fwd_cpu(const EmbeddingFwd& a) {
   const int64_t cols = a.table.shape().cols();
@@ -47,21 +63,12 @@ void embedding_fwd_cpu(const EmbeddingFwd& a) {
 void embedding_bwd_cpu(const EmbeddingBwd& a, int32_t* scratch) {
   const int64_t vocab = a.dtable.shape()[0], cols = a.dtable.shape().cols();
   const int64_t count = a.tokens.elems();
-  const int32_t* tokens = a.tokens.as<int32_t>();
+  const int32_t* positions = a.order.as<int32_t>();
   const float* dy = a.dy.as<float>();
   float* dtable = a.dtable.as<float>();
 
-  // Counting sort: afterwards the positions of token v are positions[first[v] .. first[v + 1]).
   int32_t* first = scratch;
-  int32_t* positions = scratch + vocab + 1;
-  std::fill(first, first + vocab + 1, 0);
-  for (int64_t n = 0; n < count; ++n) ++first[tokens[n] + 1];
-  for (int64_t v = 0; v < vocab; ++v) first[v + 1] += first[v];
-  // Filling from the back with --end leaves each entry at its range's start.
-  for (int64_t n = count; n-- > 0;) positions[--first[tokens[n] + 1]] = static_cast<int32_t>(n);
-  // Now first[v + 1] is the start of v: shift down by one place.
-  std::memmove(first, first + 1, static_cast<size_t>(vocab) * sizeof(int32_t));
-  first[vocab] = static_cast<int32_t>(count);
+  count_tokens(a.tokens, vocab, first);
 
   // Work is split by rows of the table plus tokens, so that frequent tokens do not pile up.
   const int64_t work = vocab + count;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 
 #include "tightloop/ops/embedding/embedding_kernels.h"
 
@@ -10,6 +11,14 @@ void embedding_fwd_ref(const EmbeddingFwd& a) {
     const double* row = a.table.as<double>() + a.tokens.as<int32_t>()[n] * cols;
     std::copy(row, row + cols, a.y.as<double>() + n * cols);
   }
+}
+
+void token_order_ref(const TokenOrder& a) {
+  const int32_t* tokens = a.tokens.as<int32_t>();
+  int32_t* order = a.order.as<int32_t>();
+  std::iota(order, order + a.tokens.elems(), 0);
+  std::stable_sort(order, order + a.tokens.elems(),
+                   [tokens](int32_t i, int32_t j) { return tokens[i] < tokens[j]; });
 }
 
 void embedding_bwd_ref(const EmbeddingBwd& a) {

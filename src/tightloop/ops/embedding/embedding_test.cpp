@@ -1,5 +1,6 @@
 #include "tightloop/ops/embedding/embedding.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "tightloop/core/threads.h"
@@ -41,6 +42,41 @@ TEST(Embedding, TwoLookupsAddTheirGradients) {
             }});
 }
 
+// Lookups of the same tokens into tables of one height go by one order.
+TEST(TokenOrder, IsSortedKeepsEqualTokensInOrderAndIsShared) {
+  auto slots = std::make_shared<SlotTable>();
+  slots->add({"tokens", {DType::i32, {5, 1000}}, SlotRole::input});
+  slots->add({"a", {DType::f32, {700, 4}}, SlotRole::parameter});
+  slots->add({"b", {DType::f32, {700, 4}}, SlotRole::parameter});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value tokens = b.slot("tokens");
+  const Value y = add(b, embedding(b, tokens, b.slot("a")), embedding(b, tokens, b.slot("b")));
+  differentiate(program, op_table(), sum(b, y), {});
+  program.validate();
+  Value order;
+  for (const Op& op : program.ops()) {
+    if (op.def->name != "token_order") continue;
+    EXPECT_FALSE(order);
+    order = op.outputs[0];
+  }
+  ASSERT_TRUE(order);
+  for (const Device device : testing::all_devices()) {
+    SCOPED_TRACE(name_of(device));
+    Interpreter run(program, device);
+    int32_t* token = run.slot("tokens").as<int32_t>();
+    Rng rng(5, 0);
+    for (int64_t n = 0; n < 5000; ++n) token[n] = static_cast<int32_t>(rng.below(700));
+    run.run();
+    const int32_t* position = run.view(order).as<int32_t>();
+    std::vector<int32_t> expected(5000);
+    for (int32_t n = 0; n < 5000; ++n) expected[static_cast<size_t>(n)] = n;
+    std::stable_sort(expected.begin(), expected.end(),
+                     [token](int32_t i, int32_t j) { return token[i] < token[j]; });
+    EXPECT_EQ(std::vector<int32_t>(position, position + 5000), expected);
+  }
+}
+
 TEST(EmbeddingBwd, SameBitsForAnyThreadCountAndOverwritesEverything) {
   constexpr int64_t kTokens{3000}, kVocab{97}, kWidth{40};
   std::vector<int32_t> tokens(kTokens);
@@ -52,10 +88,15 @@ TEST(EmbeddingBwd, SameBitsForAnyThreadCountAndOverwritesEverything) {
     const int before = thread_count();
     set_thread_count(threads);
     std::vector<float> dtable(kVocab * kWidth, 7.0f);
-    std::vector<std::byte> scratch((kVocab + 1 + kTokens) * sizeof(int32_t));
+    std::vector<int32_t> order(kTokens);
+    std::vector<std::byte> scratch((kVocab + 1) * sizeof(int32_t));
+    token_order({Device::cpu, scratch}, {.tokens = {tokens.data(), {DType::i32, {kTokens}}},
+                                         .order = {order.data(), {DType::i32, {kTokens}}},
+                                         .vocab = kVocab});
     embedding_bwd({Device::cpu, scratch},
                   {.tokens = {tokens.data(), {DType::i32, {kTokens}}},
                    .dy = {dy.data(), {DType::f32, {kTokens, kWidth}}},
+                   .order = {order.data(), {DType::i32, {kTokens}}},
                    .dtable = {dtable.data(), {DType::f32, {kVocab, kWidth}}},
                    .accumulate = false});
     set_thread_count(before);
@@ -82,8 +123,9 @@ std::vector<double> on_device(Device device, const Lookup& sizes) {
   Program program("p", slots);
   Builder b(program, op_table());
   const Value y = embedding(b, b.slot("tokens"), b.slot("table"), dtype);
+  const Value order = token_order(b, b.slot("tokens"), vocab);
   for (const bool accumulate : {false, true})
-    b.emit("embedding_bwd", {b.slot("tokens"), b.slot("dy")}, {{"accumulate", accumulate}},
+    b.emit("embedding_bwd", {b.slot("tokens"), b.slot("dy"), order}, {{"accumulate", accumulate}},
            {b.slot("dtable")});
   program.validate();
   Interpreter run(program, device);
@@ -107,7 +149,7 @@ std::vector<double> on_device(Device device, const Lookup& sizes) {
 
 TEST(Embedding, CudaMatchesRefInBothTypesAndRepeatsItsBits) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
-  // The last: three digits to sort by, and more counts of them than are added up at once.
+  // The last: three digits to sort by, and many chunks.
   for (const Lookup& sizes : {Lookup{DType::f32, 1300, 300, 20}, Lookup{DType::bf16, 1300, 300, 20},
                               Lookup{DType::f32, 40000, 70000, 4}}) {
     SCOPED_TRACE(fmt::format("{} {}", name_of(sizes.dtype), sizes.tokens));
@@ -129,7 +171,9 @@ TEST(Embedding, ATokenOutsideTheTableIsNanOnCuda) {
   Program program("p", slots);
   Builder b(program, op_table());
   const Value y = embedding(b, b.slot("tokens"), b.slot("table"));
-  b.emit("embedding_bwd", {b.slot("tokens"), y}, {{"accumulate", false}}, {b.slot("dtable")});
+  const Value order = token_order(b, b.slot("tokens"), 5);
+  b.emit("embedding_bwd", {b.slot("tokens"), y, order}, {{"accumulate", false}},
+         {b.slot("dtable")});
   program.validate();
   Interpreter run(program, Device::cuda);
   const int32_t tokens[] = {4, -1, 5, 0};
