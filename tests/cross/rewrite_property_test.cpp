@@ -171,7 +171,9 @@ TEST(RewriteProperty, RandomProgramsKeepTheirFunction) {
       random.fill([&](const std::string& name) { return slots.host(name); }, seed);
       for (const Slot& slot : random.slots->all()) slots.push(slot.name);
       program.run();
-      const double tolerance = device == Device::ref ? 1e-9 : 2e-4;
+      // Sums over all elements that cancel, as the gradients of λ, differ most between kernels.
+      const double tolerance =
+          device == Device::ref ? 1e-9 : (device == Device::cuda ? 5e-4 : 2e-4);
       for (const Slot& slot : random.slots->all()) {
         if (slot.role != SlotRole::gradient && slot.name != "loss") continue;
         EXPECT_LE(worst_error(slots.pull(slot.name), truth.slot(slot.name)), tolerance)

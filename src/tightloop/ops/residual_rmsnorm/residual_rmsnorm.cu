@@ -44,33 +44,37 @@ struct Terms {
   }
 };
 
-/// Stores s and t of N elements from i on, where they are asked for; x of the terms becomes t. Adds
+/// Sums N elements from i on: t in float32, rounded only where it is stored, and s likewise. Adds
 /// to the sum of squares.
 template <int N, typename T>
-__device__ void add_terms(
-    const Fwd<T>& q, int64_t i, float fa, float fb, Terms<T, N>& of, float& squares) {
-  float t[N];
+__device__ void add_terms(const Fwd<T>& q,
+                          int64_t i,
+                          float fa,
+                          float fb,
+                          const Terms<T, N>& of,
+                          float (&t)[N],
+                          float& squares) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) t[j] = of.x.at(j);
   if (q.y != nullptr) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) t[j] = of.x.at(j) + of.y.at(j);
-    of.x.set(t);
-    if (q.s != nullptr) of.x.store(q.s + i);
+    for (int j = 0; j < N; ++j) t[j] += of.y.at(j);
+    if (q.s != nullptr) store_floats<N>(q.s + i, t);
   }
   if (q.z != nullptr) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) t[j] = fa * of.x.at(j) + fb * of.z.at(j);
-    of.x.set(t);
+    for (int j = 0; j < N; ++j) t[j] = fa * t[j] + fb * of.z.at(j);
   }
-  if (q.t != nullptr) of.x.store(q.t + i);
+  if (q.t != nullptr) store_floats<N>(q.t + i, t);
 #pragma unroll
-  for (int j = 0; j < N; ++j) squares += of.x.at(j) * of.x.at(j);
+  for (int j = 0; j < N; ++j) squares += t[j] * t[j];
 }
 
 template <int N, typename T>
-__device__ void store_scaled(T* h, const Stored<T, N>& t, float factor) {
+__device__ void store_scaled(T* h, const float (&t)[N], float factor) {
   float x[N];
 #pragma unroll
-  for (int j = 0; j < N; ++j) x[j] = factor * t.at(j);
+  for (int j = 0; j < N; ++j) x[j] = factor * t[j];
   store_floats<N>(h, x);
 }
 
@@ -87,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   const float fa = q.a.value(), fb = q.b.value();
 
   constexpr int kKept = Packs == 0 ? 1 : Packs, kAhead = kKept < kFewPacks ? kKept : kFewPacks;
-  Stored<T, N> kept[kKept];
+  float kept[kKept][N];
   float squares = 0.0f;
   if constexpr (Packs > 0) {
 #pragma unroll
@@ -101,15 +105,14 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         const int64_t c = begin + (group + k) * kStep;
-        if (c < q.cols) add_terms(q, first + c, fa, fb, terms[k], squares);
-        kept[group + k] = terms[k].x;
+        if (c < q.cols) add_terms(q, first + c, fa, fb, terms[k], kept[group + k], squares);
       }
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
       Terms<T, N> terms;
       terms.load(q, first + c);
-      add_terms(q, first + c, fa, fb, terms, squares);
+      add_terms(q, first + c, fa, fb, terms, kept[0], squares);
     }
   }
   const float mean = row_sum<Lanes>(squares) / static_cast<float>(q.cols);
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   } else {
     const T* t = q.t == nullptr ? q.x : q.t;  // each thread reads what it wrote itself
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      kept[0].load(t + first + c);
+      load_floats(t + first + c, kept[0]);
       store_scaled<N>(q.h + first + c, kept[0], factor);
     }
   }
