@@ -94,6 +94,7 @@ bool Editor::replace(std::vector<int> old,
         outputs[i] ? outputs[i]
                    : program_.add_temp(types[i], fmt::format("{}.{}", site.scope, name)));
   producer_.resize(static_cast<size_t>(program_.value_count()), kNone);
+  for (Value v : fused.outputs) producer_[static_cast<size_t>(v.id)] = at;
   users_.resize(static_cast<size_t>(program_.value_count()));
   site.after = cost_of(*fused.def, program_.types_of(fused), fused.attrs);
   report.applied.push_back(std::move(site));

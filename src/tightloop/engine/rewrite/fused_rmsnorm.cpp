@@ -107,26 +107,28 @@ void match_backward(Editor& edit, int n, RewriteReport& report) {
     attrs = scaled_attrs(s);
     old.push_back(scaled);
     at = scaled;
-    Value dz = s.outputs[1];
-    // The gradient of z that came from further up is added in the same pass.
-    const int dz_sum = edit.only_user(dz, "add");
-    if (dz_sum != Editor::kNone) {
-      const Op& add = edit.op(dz_sum);
-      const Value other = add.inputs[0] == dz ? add.inputs[1] : add.inputs[0];
-      // (a producer that comes after the scaled add's place would not be ready)
-      if (!(other == dz) && !(other == s.outputs[0])) {
-        inputs[8] = other;
-        dz = add.outputs[0];
-        old.push_back(dz_sum);
-        at = dz_sum;
-      }
-    }
-    outputs = {s.outputs[0], dz};
+    outputs = {s.outputs[0], s.outputs[1]};
   } else {
     outputs = {gradient};
   }
   attrs.set("scale", norm.attrs.number("scale"));
   attrs.set("has_scale", has_scale);
+  // The gradient of z that came from further up is added in the same pass, where there is one by
+  // then.
+  const int dz_sum = has_scale ? edit.only_user(outputs[1], "add") : Editor::kNone;
+  if (dz_sum != Editor::kNone) {
+    const Op& add = edit.op(dz_sum);
+    const Value other = add.inputs[0] == outputs[1] ? add.inputs[1] : add.inputs[0];
+    if (!(other == outputs[0]) && !(other == outputs[1])) {
+      std::vector<Value> with_sum = inputs;
+      with_sum[8] = other;
+      std::vector<int> ops = old;
+      ops.push_back(dz_sum);
+      if (edit.replace(ops, at, "residual_rmsnorm_bwd", with_sum, {outputs[0], add.outputs[0]},
+                       updates, attrs, report))
+        return;
+    }
+  }
   if (!edit.replace(old, at, "residual_rmsnorm_bwd", inputs, outputs, updates, attrs, report))
     report.not_applied.push_back(norm.scope + ": a gradient is read before the fused op's place");
 }

@@ -12,6 +12,7 @@
 #include "tightloop/ops/relu2/relu2.h"
 #include "tightloop/ops/rmsnorm/rmsnorm.h"
 #include "tightloop/ops/rope/rope.h"
+#include "tightloop/ops/scaled_add/scaled_add.h"
 #include "tightloop/ops/softcap/softcap.h"
 #include "tightloop/program/differentiate.h"
 
@@ -141,6 +142,31 @@ TEST(FusedRmsnorm, TakesAddsAndLeavesTheRest) {
   weighted.output(
       "h", rmsnorm(weighted.b, add(weighted.b, a, b), weighted.parameter("gamma", {8}), 1e-5));
   expect_refusal(weighted.apply("fused-rmsnorm"), "the norm has a weight");
+}
+
+// Two scaled adds of one z. The gradient of z of the upper one has nothing to be added to yet; the
+// lower one's is added to it although its own x has another reader, whose gradient comes after.
+TEST(FusedRmsnorm, TakesGradientsOfZWhereTheyAre) {
+  Fixture f;
+  const Value z = mul(f.b, f.parameter("z", {4, 8}), f.parameter("u", {4, 8}));
+  const Value x = mul(f.b, f.parameter("x", {4, 8}), f.parameter("v", {4, 8}));
+  const Value lambda = f.parameter("lambda", {2});
+  Value t = scaled_add(f.b, x, z, {}, {.vector = lambda, .index = 0});
+  t = add(f.b, t, rmsnorm(f.b, t, {}, 1e-5));
+  t = scaled_add(f.b, t, z, {}, {.vector = lambda, .index = 1});
+  const Value h = rmsnorm(f.b, t, {}, 1e-5);
+  differentiate(f.program, op_table(), sum(f.b, mul(f.b, h, x)), {});
+  const RewriteReport report = f.apply("fused-rmsnorm");
+  std::vector<std::string> backward;
+  for (const RewriteSite& site : report.applied) {
+    if (site.what.ends_with("_bwd")) backward.push_back(site.what);
+  }
+  EXPECT_EQ(backward, (std::vector<std::string>{
+                          "rmsnorm_bwd + scaled_add_bwd -> residual_rmsnorm_bwd",
+                          "rmsnorm_bwd + add + scaled_add_bwd + add -> residual_rmsnorm_bwd"}));
+  EXPECT_TRUE(report.not_applied.empty());
+  EXPECT_EQ(f.count("scaled_add_bwd"), 0);
+  EXPECT_EQ(f.count("add"), 1);  // of the two gradients of x
 }
 
 TEST(FusedRelu2, TakesProductsAndLeavesTheRest) {

@@ -63,6 +63,21 @@ TEST(ResidualRmsnorm, AddsToTheGradientOfZSoFar) {
            {.tolerance = 1e-5});
 }
 
+// Only z has a learned factor, and nothing but the norm is read.
+TEST(ResidualRmsnorm, OneLearnedFactor) {
+  check_op({.slots = {{"x", {DType::f32, {7, 40}}},
+                      {"z", {DType::f32, {7, 40}}},
+                      {"b", {DType::f32, {2}}}},
+            .build =
+                [](Builder& b) {
+                  const auto out =
+                      residual_rmsnorm(b, b.slot("x"), {}, b.slot("z"), {},
+                                       {.vector = b.slot("b"), .constant = -1.0}, {1e-5, 1.0});
+                  return std::vector<Value>{out.h};
+                }},
+           {.tolerance = 1e-5});
+}
+
 /// A training Program written with the plain operations or with the fused one.
 Program arm_program(Form form, bool fuse, const Shape& shape) {
   auto slots = std::make_shared<SlotTable>();
