@@ -1,0 +1,233 @@
+// Single operations on cuda in the shapes that peers publish, in bf16:
+//   ops_cuda_bench [--samples 20] [--json]
+// RMSNorm with weight, forward and backward; linear + softcapped cross-entropy, forward and
+// backward in one; Polar Express on a stack. Inputs are random normals. The launches of a sample
+// are one graph, over copies of the operands that together exceed the last cache several times;
+// medians of the samples. GB/s counts what must cross memory, TFLOP/s the products' 6 T d V and,
+// for Polar Express, all products computed whole.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "tightloop/core/cuda_device.h"
+#include "tightloop/core/rng.h"
+#include "tightloop/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "tightloop/ops/polar_express/polar_express.h"
+#include "tightloop/ops/rmsnorm/rmsnorm.h"
+
+namespace tightloop {
+namespace {
+
+/// Device memory of random normals times `scale`, of bf16 or f32; f32 statistics and sums start at
+/// 0.
+class Buffers {
+ public:
+  TensorView tensor(DType dtype, std::initializer_list<int64_t> shape, float scale = 1.0f) {
+    Type type{dtype, shape};
+    owned_.push_back(cuda::allocate(type.bytes()));
+    const TensorView view{owned_.back(), type};
+    if (scale != 0.0f) fill(view, scale);
+    return view;
+  }
+  TensorView tokens(int64_t rows, int64_t vocab) {
+    const TensorView view = tensor(DType::i32, {rows}, 0.0f);
+    std::vector<int32_t> ids(static_cast<size_t>(rows));
+    Rng rng(7, 1);
+    for (int32_t& id : ids) id = static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab)));
+    cuda::copy_to_device(view.data, ids.data(), view.bytes());
+    return view;
+  }
+  ~Buffers() {
+    for (std::byte* p : owned_) cuda::release(p);
+  }
+
+ private:
+  void fill(const TensorView& view, float scale) {
+    std::vector<float> values(static_cast<size_t>(std::min<int64_t>(view.elems(), 1 << 20)));
+    fill_normal(values.data(), static_cast<int64_t>(values.size()), ++seed_, 1, 0.0f, scale);
+    std::vector<bf16> half;
+    for (float v : values) half.push_back(to_bf16(v));
+    const void* from = view.dtype() == DType::bf16 ? static_cast<const void*>(half.data())
+                                                   : static_cast<const void*>(values.data());
+    const auto block = static_cast<int64_t>(values.size());
+    auto* to = static_cast<std::byte*>(view.data);
+    for (int64_t at = 0; at < view.elems(); at += block)
+      cuda::copy_to_device(to + at * size_of(view.dtype()), from,
+                           std::min(block, view.elems() - at) * size_of(view.dtype()));
+  }
+  std::vector<std::byte*> owned_;
+  uint64_t seed_ = 0;
+};
+
+struct Settings {
+  int samples = 20;
+  bool json = false;
+  Exec exec;
+};
+
+/// What a row of output says: one unit of work, and how much of it there is.
+struct Row {
+  std::string name;
+  double bytes = 0.0, flops = 0.0;
+};
+
+void report(const Settings& settings, const Row& row, std::vector<double> us) {
+  std::sort(us.begin(), us.end());
+  const auto at = [&](double share) {
+    return us[static_cast<size_t>(share * static_cast<double>(us.size() - 1))];
+  };
+  const double median = at(0.5);
+  const bool counts_bytes = row.bytes > 0.0;
+  const double rate = (counts_bytes ? row.bytes / 1e3 : row.flops / 1e6) / median;
+  const char* unit = counts_bytes ? "gb_s" : "tflop_s";
+  if (settings.json) {
+    fmt::print("{{\"op\":\"{}\",\"us\":{:.2f},\"p10\":{:.2f},\"p90\":{:.2f},\"{}\":{:.1f}}}\n",
+               row.name, median, at(0.1), at(0.9), unit, rate);
+  } else {
+    fmt::print("{:<52} {:10.1f} us ({:.1f} to {:.1f})  {:7.1f} {}\n", row.name, median, at(0.1),
+               at(0.9), rate, counts_bytes ? "GB/s" : "TFLOP/s");
+  }
+  std::fflush(stdout);
+}
+
+/// One graph of a call on each copy.
+void time_calls(const Settings& settings,
+                const Row& row,
+                const std::vector<std::function<void()>>& calls) {
+  for (const auto& call : calls) call();
+  cuda::synchronize();
+  cuda::Graph graph;
+  graph.capture([&] {
+    for (const auto& call : calls) call();
+  });
+  std::vector<double> us;
+  cuda::Event start, end;
+  for (int i = -2; i < settings.samples; ++i) {
+    start.record();
+    graph.launch();
+    end.record();
+    end.wait();
+    if (i >= 0)
+      us.push_back(cuda::Event::seconds(start, end) * 1e6 / static_cast<double>(calls.size()));
+  }
+  report(settings, row, us);
+}
+
+void rmsnorm_rows(const Settings& settings, int64_t rows, int64_t cols) {
+  Buffers buffers;
+  const double one = 2.0 * static_cast<double>(rows * cols);
+  const int copies = std::clamp(static_cast<int>(1e9 / (2 * one)), 2, 16);
+  std::vector<std::function<void()>> forward, backward;
+  for (int i = 0; i < copies; ++i) {
+    const TensorView x = buffers.tensor(DType::bf16, {rows, cols});
+    const TensorView dy = buffers.tensor(DType::bf16, {rows, cols});
+    const TensorView y = buffers.tensor(DType::bf16, {rows, cols}, 0.0f);
+    const TensorView weight = buffers.tensor(DType::bf16, {cols});
+    const TensorView rstd = buffers.tensor(DType::f32, {rows}, 0.0f);
+    const TensorView dweight = buffers.tensor(DType::f32, {cols}, 0.0f);
+    forward.push_back([=, &settings] {
+      rmsnorm_fwd(settings.exec, {.x = x, .weight = weight, .y = y, .rstd = rstd, .eps = 1e-6});
+    });
+    backward.push_back([=, &settings] {
+      rmsnorm_bwd(
+          settings.exec,
+          {.dy = dy, .saved = x, .rstd = rstd, .weight = weight, .dx = y, .dweight = dweight});
+    });
+  }
+  const std::string shape = fmt::format("{} x {}", rows, cols);
+  time_calls(settings, {.name = "rmsnorm with weight " + shape, .bytes = 2 * one}, forward);
+  time_calls(settings, {.name = "rmsnorm with weight, backward " + shape, .bytes = 3 * one},
+             backward);
+}
+
+void cross_entropy_rows(const Settings& settings, int64_t rows, int64_t width, int64_t vocab) {
+  Buffers buffers;
+  const TensorView x = buffers.tensor(DType::bf16, {rows, width});
+  const TensorView w = buffers.tensor(DType::bf16, {vocab, width}, 0.1f);
+  const LinearCrossEntropyGrad args{
+      .x = x,
+      .w = w,
+      .targets = buffers.tokens(rows, vocab),
+      .dloss = buffers.tensor(DType::f32, {rows}, 1e-4f),
+      .weights = {},
+      .loss = buffers.tensor(DType::f32, {rows}, 0.0f),
+      .lse = buffers.tensor(DType::f32, {rows}, 0.0f),
+      .dx = buffers.tensor(DType::bf16, {rows, width}, 0.0f),
+      .dw = buffers.tensor(DType::f32, {vocab, width}, 0.0f),
+      .vocab = vocab,
+      .ignore_index = -1,
+      .cap = 15.0,
+      .chunk_rows = linear_cross_entropy_chunk_rows(rows, vocab, 2, int64_t{1} << 30),
+      .accumulate = true};
+  const double flops =
+      6.0 * static_cast<double>(rows) * static_cast<double>(width) * static_cast<double>(vocab);
+  time_calls(settings,
+             {.name = fmt::format("linear + softcap cross-entropy, grad, {} x {}, V {} ({} rows)",
+                                  rows, width, vocab, args.chunk_rows),
+              .flops = flops},
+             {[&] { linear_cross_entropy_grad(settings.exec, args); }});
+}
+
+void polar_rows(const Settings& settings, int64_t count, int64_t rows, int64_t cols) {
+  Buffers buffers;
+  std::vector<ConstTensorView> u;
+  std::vector<TensorView> x;
+  for (int64_t i = 0; i < count; ++i) {
+    u.emplace_back(buffers.tensor(DType::f32, {rows, cols}));
+    x.push_back(buffers.tensor(DType::f32, {rows, cols}, 0.0f));
+  }
+  const PolarExpress args{.u = u, .x = x, .options = {.dtype = DType::bf16}};
+  const double m = static_cast<double>(std::min(rows, cols));
+  const double n = static_cast<double>(std::max(rows, cols));
+  time_calls(settings,
+             {.name = fmt::format("Polar Express, 5 steps, {} x {} x {}", count, rows, cols),
+              .flops = 5.0 * static_cast<double>(count) * (4 * m * m * n + 2 * m * m * m)},
+             {[&] { polar_express(settings.exec, args); }});
+}
+
+int main_or_throw(int argc, char** argv) {
+  Settings settings;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view arg = argv[i];
+    if (arg == "--json") {
+      settings.json = true;
+    } else if (arg == "--samples" && i + 1 < argc) {
+      settings.samples = std::max(1, std::atoi(argv[++i]));
+    } else {
+      fmt::print(stderr, "usage: ops_cuda_bench [--samples 20] [--json]\n");
+      return 2;
+    }
+  }
+  cuda::expect_device();
+  constexpr int64_t kScratchBytes = int64_t{3} << 30;
+  std::byte* const scratch = cuda::allocate(kScratchBytes);
+  settings.exec = {.device = Device::cuda,
+                   .scratch = {scratch, static_cast<size_t>(kScratchBytes)},
+                   .stream = cuda::stream()};
+  if (!settings.json) fmt::print("{}\n", cuda::device_info().name);
+  for (int64_t cols : {768, 1536, 4096}) rmsnorm_rows(settings, 32768, cols);
+  cross_entropy_rows(settings, 32768, 768, 32768);
+  cross_entropy_rows(settings, 32768, 768, 50304);
+  polar_rows(settings, 24, 768, 3072);
+  polar_rows(settings, 48, 768, 768);
+  cuda::release(scratch);
+  return 0;
+}
+
+}  // namespace
+}  // namespace tightloop
+
+int main(int argc, char** argv) {
+  try {
+    return tightloop::main_or_throw(argc, argv);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "error: {}\n", e.what());
+    return 3;
+  }
+}
