@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "tightloop/ops/attention/attention.h"
 #include "tightloop/ops/attention_cached/attention_cached.h"
@@ -159,15 +160,21 @@ NanochatSizes nanochat_sizes(const NanochatConfig& c) {
   return sizes;
 }
 
+namespace {
+
+/// The gates are a few hundred numbers: always f32, like the vectors.
+bool is_large(const NanochatParameter& p) {
+  return p.shape.rank() == 2 && !p.name.ends_with("gate.weight");
+}
+
+}  // namespace
+
 void declare_nanochat(SlotTable& slots,
                       const NanochatConfig& config,
                       DType dtype,
                       int64_t positions) {
   for (const NanochatParameter& p : nanochat_parameters(config)) {
-    // The gates are a few hundred numbers: always f32.
-    const bool large = p.shape.rank() == 2 && !p.name.ends_with("gate.weight");
-    const DType stored = large ? dtype : DType::f32;
-    slots.add({p.name, {stored, p.shape}, SlotRole::parameter});
+    slots.add({p.name, {is_large(p) ? dtype : DType::f32, p.shape}, SlotRole::parameter});
   }
   slots.add({"rope_table", {DType::f32, {positions, config.head_dim()}}, SlotRole::constant});
 }
@@ -178,12 +185,31 @@ namespace {
 struct Mode {
   Value pos;                 // of a chunk that extends caches; empty: a whole sequence
   DType dtype = DType::f32;  // of products and activations
+  std::unordered_map<std::string, Value> matrices = {};  // cast to it, by name
 };
+
+/// Products and activations in `dtype`: all matrices are cast to it at once.
+Mode narrow_mode(Builder& b, const NanochatConfig& c, DType dtype) {
+  Mode mode{.pos = {}, .dtype = dtype};
+  if (dtype == DType::f32) return mode;
+  std::vector<std::string> names;
+  std::vector<Value> stored;
+  for (const NanochatParameter& p : nanochat_parameters(c)) {
+    if (p.embedding || !is_large(p)) continue;
+    names.push_back(p.name);
+    stored.push_back(b.slot(p.name));
+  }
+  b.set_scope("weights");
+  const std::vector<Value> narrow =
+      b.emit("cast", stored, {{"dtype", static_cast<int64_t>(dtype)}});
+  for (size_t i = 0; i < names.size(); ++i) mode.matrices[names[i]] = narrow[i];
+  return mode;
+}
 
 /// A matrix as its products want it. A bf16 one is read as it is stored.
 Value matrix(Builder& b, const Mode& mode, const std::string& name) {
-  const Value w = b.slot(name);
-  return mode.dtype == DType::f32 ? w : cast(b, w, mode.dtype);
+  const auto narrow = mode.matrices.find(name);
+  return narrow == mode.matrices.end() ? b.slot(name) : narrow->second;
 }
 
 Value attention_block(
@@ -261,7 +287,7 @@ Value head(Builder& b, Value x, const Mode& mode) {
 }  // namespace
 
 Value nanochat_logits(Builder& b, const NanochatConfig& config, Value tokens, DType dtype) {
-  const Mode mode{.pos = {}, .dtype = dtype};
+  const Mode mode = narrow_mode(b, config, dtype);
   return head(b, trunk(b, config, tokens, mode), mode);
 }
 

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "tightloop/model/nanochat_init.h"
+#include "tightloop/ops/basic/basic.h"
+#include "tightloop/program/differentiate.h"
 
 namespace tightloop {
 namespace {
@@ -89,6 +91,27 @@ Moments moments(const std::vector<float>& x) {
   m.mean /= static_cast<double>(x.size());
   m.stddev = std::sqrt(squares / static_cast<double>(x.size()) - m.mean * m.mean);
   return m;
+}
+
+// Six matrices a layer and the head's.
+TEST(NanochatLoss, CastsItsMatricesInOneOp) {
+  const NanochatConfig config = nanochat_from_depth(kNewer, 2, 64, 64, 32, 100, "L");
+  auto slots = std::make_shared<SlotTable>();
+  declare_nanochat(*slots, config, DType::f32, 32);
+  for (const char* name : {"tokens", "targets"})
+    slots->add({name, {DType::i32, {2, 32}}, SlotRole::input});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const Value loss = nanochat_loss(b, config, b.slot("tokens"), b.slot("targets"), DType::bf16);
+  differentiate(program, op_table(), sum(b, loss), {});
+  program.validate();
+  std::vector<size_t> casts;
+  for (const Op& op : program.ops()) {
+    if (op.def->name == "cast") casts.push_back(op.inputs.size());
+  }
+  EXPECT_EQ(casts, std::vector<size_t>{2 * 6 + 1});
+  for (const NanochatParameter& p : nanochat_parameters(config))
+    EXPECT_TRUE(slots->find(grad_name(p.name))) << p.name;
 }
 
 TEST(NanochatInit, DistributionsOfBothRecipes) {

@@ -89,8 +89,9 @@ void differentiate(Program& program,
   }
   for (size_t i = 0; i < forward_ops; ++i) {
     const Op& op = program.ops()[i];
-    if (op.def->name == "cast" && ctx.parameter_of(op.inputs[0]))
-      ctx.casts_[op.outputs[0].id] = op.inputs[0];
+    for (size_t k = 0; op.def->name == "cast" && k < op.inputs.size(); ++k) {
+      if (ctx.parameter_of(op.inputs[k])) ctx.casts_[op.outputs[k].id] = op.inputs[k];
+    }
     bool needs = false;
     for (Value v : op.inputs) needs = needs || (v && ctx.needs_[static_cast<size_t>(v.id)]);
     for (Value v : op.outputs)

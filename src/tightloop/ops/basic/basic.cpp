@@ -184,15 +184,18 @@ void vjp_reshape(VjpContext& ctx) {
   ctx.add_grad(0, dx);
 }
 
+// cast: inputs (x, ...) of one dtype -> (y, ...). Attribute dtype: of the outputs.
 std::vector<Type> infer_cast(const OpTypes& t, const Attrs& attrs) {
-  expect_float("cast", "x", t.input(0));
-  return {{static_cast<DType>(attrs.integer("dtype")), t.input(0).shape}};
+  std::vector<Type> y;
+  for (size_t i = 0; i < t.inputs.size(); ++i) {
+    expect_float("cast", "x", t.input(i));
+    expect_dtype("cast", "x", t.input(i), t.input(0).dtype);
+    y.push_back({static_cast<DType>(attrs.integer("dtype")), t.input(i).shape});
+  }
+  return y;
 }
 
-void run_cast(const Exec& exec, const OpCall& c) {
-  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(cast_cuda(exec, c));
-  const ConstTensorView& x = c.inputs[0];
-  const TensorView& y = c.outputs[0];
+void cast_cpu(const Exec& exec, const ConstTensorView& x, const TensorView& y) {
   if (exec.device == Device::ref || x.dtype() == y.dtype()) {
     std::memcpy(y.data, x.data, static_cast<size_t>(x.bytes()));
     return;
@@ -209,9 +212,17 @@ void run_cast(const Exec& exec, const OpCall& c) {
   });
 }
 
+void run_cast(const Exec& exec, const OpCall& c) {
+  if (exec.device == Device::cuda) return TL_CUDA_KERNEL(cast_cuda(exec, c));
+  for (size_t i = 0; i < c.inputs.size(); ++i) cast_cpu(exec, c.inputs[i], c.outputs[i]);
+}
+
 void vjp_cast(VjpContext& ctx) {
-  const Type& x = ctx.type(ctx.op().inputs[0]);
-  ctx.add_grad(0, cast(ctx.builder(), ctx.output_grad(0), x.dtype));
+  for (size_t i = 0; i < ctx.op().inputs.size(); ++i) {
+    if (!ctx.needs_grad(i) || !ctx.output_grad(i)) continue;
+    const DType dtype = ctx.type(ctx.op().inputs[i]).dtype;
+    ctx.add_grad(i, cast(ctx.builder(), ctx.output_grad(i), dtype));
+  }
 }
 
 std::vector<Type> infer_store(const OpTypes& t, const Attrs&) {

@@ -39,28 +39,79 @@ void fill_double(const Exec& exec, double* y, double value, int64_t n) {
   cuda_for_each(exec, "fill", n, [=] __device__(int64_t i) { y[i] = value; });
 }
 
-constexpr int kCastPack = 4;
+constexpr int kCastPack = 4;          // elements a thread moves at once
+constexpr int kCastAhead = 4;         // of those it loads before it stores any
+constexpr int64_t kCastPiece = 8192;  // elements of a block
+static_assert(kCastPiece % (kElementThreads * kCastPack * kCastAhead) == 0);
+constexpr size_t kCastStack = 128;  // tensors of a launch
 
+/// The tensors of a launch, each cut into pieces; tensor i has pieces from first[i] on.
+struct CastPieces {
+  const void* x[kCastStack];
+  void* y[kCastStack];
+  int64_t elems[kCastStack];
+  int32_t first[kCastStack];
+  int32_t tensors;
+
+  __device__ int tensor_of(int piece) const {
+    int found = 0;
+    for (int beyond = tensors; beyond - found > 1;) {
+      const int middle = (found + beyond) / 2;
+      (first[middle] <= piece ? found : beyond) = middle;
+    }
+    return found;
+  }
+};
+
+/// A block a piece.
 template <typename From, typename To, int N>
-__global__ void __launch_bounds__(kElementThreads) cast_kernel(const From* x, To* y, int64_t n) {
-  const int64_t i = (blockIdx.x * static_cast<int64_t>(kElementThreads) + threadIdx.x) * N;
-  if (i >= n) return;
-  float v[N];
-  load_floats(x + i, v);
-  store_floats(y + i, v);
+__global__ void __launch_bounds__(kElementThreads)
+    cast_kernel(const __grid_constant__ CastPieces pieces) {
+  const auto piece = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const int tensor = pieces.tensor_of(piece);
+  const int64_t begin = (piece - pieces.first[tensor]) * kCastPiece;
+  const auto count = static_cast<int>(min(kCastPiece, pieces.elems[tensor] - begin));
+  const From* x = static_cast<const From*>(pieces.x[tensor]) + begin;
+  To* y = static_cast<To*>(pieces.y[tensor]) + begin;
+  const int whole = count / N * N;
+  for (int round = thread * N; round < whole; round += kElementThreads * N * kCastAhead) {
+    float v[kCastAhead][N];
+#pragma unroll
+    for (int k = 0; k < kCastAhead; ++k) {
+      const int i = round + k * kElementThreads * N;
+      if (i < whole) load_floats(x + i, v[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kCastAhead; ++k) {
+      const int i = round + k * kElementThreads * N;
+      if (i < whole) store_floats(y + i, v[k]);
+    }
+  }
+  if (whole + thread < count) {
+    float v[1];
+    load_floats(x + whole + thread, v);
+    store_floats(y + whole + thread, v);
+  }
 }
 
+/// Tensors from `from` on, as many as a launch takes.
 template <typename From, typename To>
-void cast_typed(const Exec& exec, const From* x, To* y, int64_t n) {
-  const bool packs = n % kCastPack == 0 && start_at_16_bytes({x, y});
-  if (packs) {
-    cast_kernel<From, To, kCastPack>
-        <<<grid_for(n / kCastPack, kElementThreads), kElementThreads, 0, cuda_stream(exec)>>>(x, y,
-                                                                                              n);
-  } else {
-    cast_kernel<From, To, 1>
-        <<<grid_for(n, kElementThreads), kElementThreads, 0, cuda_stream(exec)>>>(x, y, n);
+void cast_stack(const Exec& exec, const OpCall& c, size_t from) {
+  CastPieces pieces{};
+  int64_t count = 0;
+  bool packed = true;
+  for (size_t k = from; k < c.inputs.size() && k < from + kCastStack; ++k) {
+    const ConstTensorView& x = c.inputs[k];
+    if (x.elems() == 0) continue;
+    const auto i = static_cast<size_t>(pieces.tensors++);
+    pieces.x[i] = x.data, pieces.y[i] = c.outputs[k].data, pieces.elems[i] = x.elems();
+    pieces.first[i] = static_cast<int32_t>(count);
+    count += (x.elems() + kCastPiece - 1) / kCastPiece;
+    packed = packed && start_at_16_bytes({x.data, c.outputs[k].data});
   }
+  if (count == 0) return;
+  const auto kernel = packed ? cast_kernel<From, To, kCastPack> : cast_kernel<From, To, 1>;
+  kernel<<<grid_for(count, 1), kElementThreads, 0, cuda_stream(exec)>>>(pieces);
   cuda::check_launch("cast");
 }
 
@@ -77,8 +128,8 @@ __device__ double sum_over(int64_t begin, int64_t end, Load&& load) {
 template <typename T>
 __global__ void sum_blocks(const T* x, double* partial, int64_t n) {
   const int64_t begin = blockIdx.x * kSumBlock, end = min(n, begin + kSumBlock);
-  const double total = sum_over(
-      begin, end, [x](int64_t i) { return static_cast<double>(load_as_float(x + i)); });
+  const double total =
+      sum_over(begin, end, [x](int64_t i) { return static_cast<double>(load_as_float(x + i)); });
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
@@ -131,14 +182,16 @@ void copy_cuda(const Exec& exec, const TensorView& to, const ConstTensorView& fr
 }
 
 void cast_cuda(const Exec& exec, const OpCall& c) {
-  const ConstTensorView& x = c.inputs[0];
-  const TensorView& y = c.outputs[0];
-  if (x.dtype() == y.dtype()) return copy_cuda(exec, y, x);
-  with_cuda_type(x.dtype(), "cast", [&](auto* from) {
+  if (c.inputs.empty()) return;
+  if (c.inputs[0].dtype() == c.outputs[0].dtype()) {
+    for (size_t i = 0; i < c.inputs.size(); ++i) copy_cuda(exec, c.outputs[i], c.inputs[i]);
+    return;
+  }
+  with_cuda_type(c.inputs[0].dtype(), "cast", [&](auto* from) {
     using From = std::remove_pointer_t<decltype(from)>;
-    with_cuda_type(y.dtype(), "cast", [&](auto* to) {
+    with_cuda_type(c.outputs[0].dtype(), "cast", [&](auto* to) {
       using To = std::remove_pointer_t<decltype(to)>;
-      cast_typed(exec, x.as<From>(), y.as<To>(), x.elems());
+      for (size_t i = 0; i < c.inputs.size(); i += kCastStack) cast_stack<From, To>(exec, c, i);
     });
   });
 }

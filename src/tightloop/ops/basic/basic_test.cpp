@@ -22,6 +22,21 @@ TEST(Basic, SumOfManyBlocksRepeats) {
            {.tolerance = 1e-4});  // the sum of 40,000 signed values nearly cancels
 }
 
+// More than a launch takes on cuda, one of them longer than a block takes.
+TEST(Basic, CastsManyTensorsAtOnce) {
+  check_op({.slots = {{"x", {DType::f32, {7, 9}}}, {"y", {DType::f32, {130, 160}}}},
+            .build =
+                [](Builder& b) {
+                  const Value y = b.slot("y");
+                  std::vector<Value> all(130, b.slot("x"));
+                  all[1] = mul(b, y, y);
+                  const std::vector<Value> narrow =
+                      b.emit("cast", all, {{"dtype", static_cast<int64_t>(DType::bf16)}});
+                  return std::vector<Value>{narrow[0], narrow[1], narrow[129]};
+                }},
+           {.tolerance = 4e-3});
+}
+
 TEST(Basic, ReshapeRefusesAnotherCount) {
   auto slots = std::make_shared<SlotTable>();
   slots->add({"x", {DType::f32, {2, 3}}, SlotRole::parameter});
