@@ -15,6 +15,9 @@ if(NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
   endif()
 endif()
 if(TL_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")   # also of a folder that another compiler made
+    message(FATAL_ERROR "TL_FUZZ needs clang, not ${CMAKE_CXX_COMPILER}")
+  endif()
   set(TL_SANITIZE "address,undefined,fuzzer-no-link")
 endif()
 # The thread sanitizer does not understand OpenMP, and clang need not have it.
