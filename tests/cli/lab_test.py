@@ -166,19 +166,24 @@ class Lab(LabCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual([row["resume_check"] for row in self.rows()], ["pass"] * 4)
         self.assertFalse(list((self.dir / "lab/main").glob("resume-check/*")))
-        # A cell that does not continue as it was is a row that says so.
-        wrapper = self.dir / "wrapper"
-        wrapper.write_text('#!/bin/sh\ncase "$*" in *--resume*) set -- "$@" --lr-mult 0.5;; esac\n'
-                           f'exec {common.BINARY} "$@"\n')
-        wrapper.chmod(0o755)
-        done = self.lab(*command, "--seeds", "1", "--lab-dir", "lab/other", "--program", wrapper)
+        for check in (self.dir / "lab/main/runs").glob("*/resume_check.json"):
+            self.assertEqual(json.loads(check.read_text())["detail"], "")
+        done = self.lab(*command, "--seeds", "1", "--lab-dir", "lab/none")
         self.assertEqual(done.returncode, 2)   # no target there
-        self.lock("--lab-dir", "lab/other")
-        done = self.lab(*command, "--seeds", "1", "--lab-dir", "lab/other", "--program", wrapper)
-        self.assertEqual(done.returncode, 1, done.stderr)
-        for row in self.rows("lab/other"):
-            self.assertEqual((row["status"], row["resume_check"]), ("resume_mismatch", "fail"))
-            self.assertIn("has other bits", row["detail"])
+        # A cell that does not continue as it was, or does not start as it did, is a row that says so.
+        for lab, pattern, what in [
+                ("lab/resumed", "*--resume*", "the loss of step 31 has other bits after resuming at 30"),
+                ("lab/started", "*/resume-check/*/start*", "the loss of step 1 of a second start has other bits")]:
+            wrapper = self.dir / "wrapper"
+            wrapper.write_text(f'#!/bin/sh\ncase "$*" in {pattern}) set -- "$@" --lr-mult 0.5;; esac\n'
+                               f'exec {common.BINARY} "$@"\n')
+            wrapper.chmod(0o755)
+            self.lock("--lab-dir", lab)
+            done = self.lab(*command, "--seeds", "1", "--lab-dir", lab, "--program", wrapper)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            for row in self.rows(lab):
+                self.assertEqual((row["status"], row["resume_check"]), ("resume_mismatch", "fail"))
+                self.assertEqual(row["detail"], what)
 
     def test_target_is_checked(self):
         refused = self.lab("run", "G", *self.base())

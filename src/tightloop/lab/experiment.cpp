@@ -362,7 +362,7 @@ CellState cell_state(const LabFolder& lab, const Cell& cell) {
   return state;
 }
 
-std::vector<std::string> cell_arguments(const LabFolder& lab,
+std::vector<std::string> cell_arguments(const std::string& run_dir,
                                         const Experiment& experiment,
                                         const Cell& cell) {
   std::vector<std::string> arguments{"train"};
@@ -379,7 +379,7 @@ std::vector<std::string> cell_arguments(const LabFolder& lab,
   for (const auto& [flag, value] :
        {std::pair<std::string, std::string>("seed", fmt::format("{}", cell.seed)),
         {"run", cell.name},
-        {"run-dir", fs::absolute(lab.file("runs")).string()},
+        {"run-dir", fs::absolute(run_dir).string()},
         {"eval-window", to_string(experiment.window)}}) {
     arguments.push_back("--" + flag);
     arguments.push_back(value);
@@ -451,19 +451,38 @@ RunCellsResult run_cells(LabFolder& lab,
   const auto record = [&](const Cell& cell, const std::string& run, int64_t attempt) {
     const bool ok = !fs::exists(fs::path(run) / "outcome.json");
     if (experiment.verify_resume && ok && !fs::exists(fs::path(run) / "resume_check.json")) {
+      const auto run_to_check = [&](std::vector<std::string> arguments,
+                                    const std::function<bool(std::string_view)>& on_line) {
+        for (const std::string& word :
+             {std::string("--json"), std::string("--with-parent"), fmt::format("{}", getpid())})
+          arguments.push_back(word);
+        const ChildResult result = run_child({.program = program,
+                                              .arguments = std::move(arguments),
+                                              .log = lab.file("logs/" + cell.name + ".log"),
+                                              .silence_s = experiment.silence_s},
+                                             on_line, stop);
+        if (result.exit_code != 0 && stop.load())
+          fail(ErrorKind::interrupted, "interrupted in a resume check");
+        return result.exit_code == 0;
+      };
       const auto train_to_end = [&](const std::string& folder) {
-        ChildOptions options{.program = program,
-                             .arguments = {"train", "--resume", folder, "--json", "--with-parent",
-                                           fmt::format("{}", getpid())},
-                             .log = lab.file("logs/" + cell.name + ".log"),
-                             .silence_s = experiment.silence_s};
-        const auto ignore = [](std::string_view) {};
-        const bool done = run_child(options, ignore, stop).exit_code == 0;
-        if (!done && stop.load()) fail(ErrorKind::interrupted, "interrupted in a resume check");
-        return done;
+        return run_to_check({"train", "--resume", folder}, [](std::string_view) { return true; });
+      };
+      const auto start_again = [&](const std::string& run_dir) {
+        std::string folder;
+        int64_t steps = 0;
+        run_to_check(cell_arguments(run_dir, experiment, cell), [&](std::string_view text) {
+          const Json line = Json::parse(text, nullptr, false);
+          const std::string event = line.is_object() ? get_string(line, "event", "a line", "") : "";
+          if (event == "start") folder = get_string(line, "run_folder", "a line");
+          if (event == "step") ++steps;
+          return steps < kStartSteps;
+        });
+        return steps < std::min(kStartSteps, experiment.steps) ? "" : folder;
       };
       const std::string scratch = lab.file("resume-check/" + cell.name);
-      check_resume(run, scratch, experiment, experiment.arm(cell.arm), train_to_end);
+      check_resume(run, scratch, experiment, experiment.arm(cell.arm),
+                   {.train_to_end = train_to_end, .start_again = start_again});
     }
     const LedgerRow row = row_of_run(run, experiment, cell, attempt, lock ? &*lock : nullptr);
     lab.ledger().add(row);
@@ -507,7 +526,7 @@ RunCellsResult run_cells(LabFolder& lab,
       if (resume) {
         options.arguments = {"train", "--resume", state.run_folder};
       } else {
-        options.arguments = cell_arguments(lab, experiment, cell);
+        options.arguments = cell_arguments(lab.file("runs"), experiment, cell);
       }
       for (const std::string& word :
            {std::string("--json"), std::string("--with-parent"), fmt::format("{}", getpid())})
@@ -515,7 +534,11 @@ RunCellsResult run_cells(LabFolder& lab,
       Heard heard;
       int64_t steps = experiment.steps;
       const ChildResult child = run_child(
-          options, [&](std::string_view line) { listen(line, cell, heard, observer, steps); },
+          options,
+          [&](std::string_view line) {
+            listen(line, cell, heard, observer, steps);
+            return true;
+          },
           stop);
       if (stop.load() && child.exit_code != 0) {  // interrupted: nothing to record yet
         result.interrupted = true;

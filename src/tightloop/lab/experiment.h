@@ -153,8 +153,8 @@ RunCellsResult run_cells(LabFolder& lab,
                          LabObserver& observer,
                          const std::atomic<bool>& stop);
 
-/// What `train` is told for a cell.
-std::vector<std::string> cell_arguments(const LabFolder& lab,
+/// What `train` is told for a cell whose run folder is to be below `run_dir`.
+std::vector<std::string> cell_arguments(const std::string& run_dir,
                                         const Experiment& experiment,
                                         const Cell& cell);
 

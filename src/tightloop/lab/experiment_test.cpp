@@ -247,9 +247,14 @@ class ProcessTest : public LabFolderTest {
          .arguments = {"-c", script},
          .log = (folder_ / "log").string(),
          .silence_s = silence},
-        [this](std::string_view line) { lines_.emplace_back(line); }, stop_);
+        [this](std::string_view line) {
+          lines_.emplace_back(line);
+          return line != enough_;
+        },
+        stop_);
   }
   std::vector<std::string> lines_;
+  std::string enough_ = "enough";
   std::atomic<bool> stop_{false};
 };
 
@@ -288,11 +293,18 @@ TEST_F(ProcessTest, StopIsPassedOnOnce) {
   EXPECT_TRUE(r.exit_code == 130 || r.signal == 15) << r.exit_code << " " << r.signal;
 }
 
+TEST_F(ProcessTest, ALineCanBeEnough) {
+  const ChildResult r =
+      run("trap 'exit 130' TERM; echo one; echo enough; while :; do sleep 0.05; done");
+  EXPECT_EQ(r.exit_code, 130);
+  EXPECT_EQ(lines_, (std::vector<std::string>{"one", "enough"}));
+}
+
 TEST_F(ProcessTest, AProgramThatIsNotThereIsAnError) {
   fs::create_directories(folder_);
   EXPECT_THROW(run_child(
                    {.program = "/nonexistent/program", .log = (folder_ / "log").string()},
-                   [](std::string_view) {}, stop_),
+                   [](std::string_view) { return true; }, stop_),
                Error);
 }
 

@@ -68,7 +68,7 @@ pid_t start(const ChildOptions& options, int out) {
 }  // namespace
 
 ChildResult run_child(const ChildOptions& options,
-                      const std::function<void(std::string_view)>& on_line,
+                      const std::function<bool(std::string_view)>& on_line,
                       const std::atomic<bool>& stop) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) fail_errno(errno, "make a pipe for", options.program);
@@ -78,12 +78,12 @@ ChildResult run_child(const ChildOptions& options,
   to.close();
 
   ChildResult result;
-  bool asked_to_stop = false;
+  bool enough = false, asked_to_stop = false;
   std::string pending;
   char buffer[1 << 16];
   Clock::time_point heard = Clock::now();
   while (true) {
-    if (stop.load() && !asked_to_stop) {
+    if ((enough || stop.load()) && !asked_to_stop) {
       asked_to_stop = true;
       kill(pid, SIGTERM);
     }
@@ -96,7 +96,7 @@ ChildResult run_child(const ChildOptions& options,
         pending.append(buffer, static_cast<size_t>(n));
         size_t begin = 0;
         for (size_t end; (end = pending.find('\n', begin)) != std::string::npos; begin = end + 1)
-          on_line(std::string_view(pending).substr(begin, end - begin));
+          enough |= !on_line(std::string_view(pending).substr(begin, end - begin));
         pending.erase(0, begin);
         if (pending.size() > kLongestLine) pending.clear();
       }

@@ -22,11 +22,12 @@ struct ChildResult {
 };
 
 /// Runs a program in a process group of its own and hands over its stdout line by line. When `stop`
-/// becomes true it gets one SIGTERM and is waited for. It inherits the environment, with
-/// OMP_WAIT_POLICY=passive unless that or GOMP_SPINCOUNT is set: threads that spin while they wait
-/// take the processor from whoever else has work. Error{io} when it cannot be started.
+/// becomes true, or `on_line` returns false, it gets one SIGTERM and is waited for. It inherits the
+/// environment, with OMP_WAIT_POLICY=passive unless that or GOMP_SPINCOUNT is set: threads that
+/// spin while they wait take the processor from whoever else has work. Error{io} when it cannot be
+/// started.
 ChildResult run_child(const ChildOptions& options,
-                      const std::function<void(std::string_view)>& on_line,
+                      const std::function<bool(std::string_view)>& on_line,
                       const std::atomic<bool>& stop);
 
 }  // namespace tightloop

@@ -189,14 +189,14 @@ void RunFolder::flush() {
 
 void RunFolder::finish(const OrderedJson& summary) {
   flush();
-  std::string csv = "step,tokens,loss,lr_mult,wd,momentum,grad_norm,dt_ns,flags\n";
+  std::string csv = "step,tokens,loss,lr_mult,wd,momentum,grad_norm,dt_ns,flags,data_hash\n";
   if (fs::exists(file("steps.bin"))) {
     for (const StepRecord& r : read_steps(file("steps.bin"))) {
       CsvRow row;
       row.add(r.step).add(r.tokens).add(r.loss);
       for (float x : {r.lr_multiplier, r.weight_decay, r.momentum, r.grad_norm})
         row.add(std::string_view(shortest(x)));
-      row.add(r.dt_ns).add(r.flags);
+      row.add(r.dt_ns).add(r.flags).add(std::string_view(fmt::format("{:016x}", r.data_hash)));
       csv += row.text() + "\n";
     }
   }

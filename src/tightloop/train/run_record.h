@@ -15,6 +15,9 @@
 
 namespace tightloop {
 
+/// At the start of each process, as nanochat leaves them out: caches and memory are cold.
+inline constexpr int64_t kUncountedSteps = 11;
+
 /// One optimizer step, as stored in steps.bin: 64 bytes, little-endian.
 struct StepRecord {
   int64_t step = 0;    // from 0
@@ -24,9 +27,9 @@ struct StepRecord {
   float weight_decay = 0.0f;  // Muon's, this step
   float momentum = 0.0f;      // Muon's
   float grad_norm = 0.0f;
-  int64_t dt_ns = 0;  // the step with its data wait; no evaluation, sampling or saving
-  int64_t flags = 0;  // bit 0: not counted in times (the first 11 steps of a process)
-  int64_t reserved = 0;
+  int64_t dt_ns = 0;       // the step with its data wait; no evaluation, sampling or saving
+  int64_t flags = 0;       // bit 0: not counted in times (the first steps of a process)
+  uint64_t data_hash = 0;  // of the ids it was fed; 0 in runs of earlier versions
 
   bool counted() const { return (flags & 1) == 0; }
 };

@@ -7,15 +7,6 @@
 #include "tightloop/train/trainer_impl.h"
 
 namespace tightloop {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-constexpr int64_t kUncountedSteps =
-    11;  // at the start of each process, as nanochat leaves them out
-
-}  // namespace
-
 double Trainer::Impl::train_clock() const {
   double counted = 0.0;
   int64_t uncounted = 0;
@@ -97,6 +88,7 @@ std::optional<StepRecord> Trainer::Impl::train_step(int64_t step,
       static_cast<float>(plan.transfer.weight_decay * schedule->weight_decay_multiplier(step));
   record.momentum = static_cast<float>(schedule->muon_momentum(step));
   record.flags = process_steps < kUncountedSteps ? 1 : 0;
+  record.data_hash = batch.hash;
   ++process_steps;
   return record;
 }

@@ -6,6 +6,18 @@
 #include "tightloop/core/error.h"
 
 namespace tightloop {
+namespace {
+
+/// FNV-1a with whole ids in the place of bytes.
+uint64_t hash_of(const std::vector<int32_t>& tokens, const std::vector<int32_t>& targets) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const std::vector<int32_t>* ids : {&tokens, &targets}) {
+    for (const int32_t id : *ids) hash = (hash ^ static_cast<uint32_t>(id)) * 0x100000001b3;
+  }
+  return hash;
+}
+
+}  // namespace
 
 void fill_batch(RowPacker& packer, int64_t B, Batch& batch) {
   const int64_t T = packer.T();
@@ -39,6 +51,7 @@ void fill_batch(RowPacker& packer, int64_t B, Batch& batch) {
     std::copy(floor.begin() + 1, floor.end(), batch.floor.begin() + at);
     std::copy(skill.begin() + 1, skill.end(), batch.skill.begin() + at);
   }
+  batch.hash = hash_of(batch.tokens, batch.targets);
   packer.save(batch.cursor);
 }
 

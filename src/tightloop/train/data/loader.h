@@ -23,6 +23,7 @@ struct Batch {
   std::vector<uint8_t> skill;  // (B, T)
   /// Where documents begin: rising places b·T + t. Every row begins with one.
   std::vector<int32_t> document_starts;
+  uint64_t hash = 0;  // of tokens and targets
   /// The state of the data after this batch: restore it to get the next one.
   DataCursor cursor;
 };

@@ -369,6 +369,7 @@ TEST(BatchLoader, GivesTheRowsOfThePacker) {
     BatchLoader loader(options, B, T);
     std::optional<DataCursor> middle;
     std::vector<Tokens> later;
+    std::vector<uint64_t> hashes;
     for (int step = 0; step < 60; ++step) {
       const Batch& batch = loader.next();
       ASSERT_EQ(batch.B, B);
@@ -389,10 +390,18 @@ TEST(BatchLoader, GivesTheRowsOfThePacker) {
       packer.save(cursor);
       ASSERT_EQ(batch.cursor, cursor);
       if (step == 20) middle = batch.cursor;
-      if (step > 20) later.push_back(batch.tokens);
+      if (step <= 20) continue;
+      later.push_back(batch.tokens);
+      hashes.push_back(batch.hash);
     }
     BatchLoader resumed(options, B, T, middle);
-    for (const Tokens& tokens : later) ASSERT_EQ(resumed.next().tokens, tokens);
+    for (size_t i = 0; i < later.size(); ++i) {
+      const Batch& batch = resumed.next();
+      ASSERT_EQ(batch.tokens, later[i]);
+      ASSERT_EQ(batch.hash, hashes[i]);
+    }
+    std::sort(hashes.begin(), hashes.end());
+    EXPECT_EQ(std::unique(hashes.begin(), hashes.end()), hashes.end());
   }
 }
 
