@@ -318,10 +318,7 @@ void residual_rmsnorm_bwd_cuda(const Exec& exec, const ResidualRmsnormBwd& args)
               q);
     });
   });
-  if (!args.da.empty())
-    add_factor_gradient(exec, sums, rows, args.ca, args.da.as<float>() + args.ia);
-  if (!args.db.empty())
-    add_factor_gradient(exec, sums + rows, rows, args.cb, args.db.as<float>() + args.ib);
+  add_factor_gradients(exec, sums, rows, {args.ca, args.da, args.ia}, {args.cb, args.db, args.ib});
   cuda::check_launch("residual_rmsnorm_bwd");
 }
 

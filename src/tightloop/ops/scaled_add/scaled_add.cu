@@ -101,11 +101,7 @@ void scaled_add_bwd_cuda(const Exec& exec, const ScaledAddBwd& s) {
       bwd_kernel<T, 1><<<kScaledAddCudaBlocks, kThreads, 0, cuda_stream(exec)>>>(q);
     }
   });
-  if (!s.da.empty())
-    add_factor_gradient(exec, sums, kScaledAddCudaBlocks, s.ca, s.da.as<float>() + s.ia);
-  if (!s.db.empty())
-    add_factor_gradient(exec, sums + kScaledAddCudaBlocks, kScaledAddCudaBlocks, s.cb,
-                        s.db.as<float>() + s.ib);
+  add_factor_gradients(exec, sums, kScaledAddCudaBlocks, {s.ca, s.da, s.ia}, {s.cb, s.db, s.ib});
   cuda::check_launch("scaled_add_bwd");
 }
 
