@@ -1,11 +1,14 @@
 #include "tightloop/model/nanochat.h"
 
 #include <cmath>
+#include <map>
 
 #include <gtest/gtest.h>
 
+#include "tightloop/core/rng.h"
 #include "tightloop/model/nanochat_init.h"
 #include "tightloop/ops/basic/basic.h"
+#include "tightloop/ops/common/interpreter.h"
 #include "tightloop/program/differentiate.h"
 
 namespace tightloop {
@@ -112,6 +115,57 @@ TEST(NanochatLoss, CastsItsMatricesInOneOp) {
   EXPECT_EQ(casts, std::vector<size_t>{2 * 6 + 1});
   for (const NanochatParameter& p : nanochat_parameters(config))
     EXPECT_TRUE(slots->find(grad_name(p.name))) << p.name;
+}
+
+// On the reference device casts change nothing: what differs between the two Programs is how
+// gradients find their way through them.
+TEST(NanochatLoss, NarrowProgramHasTheSameGradients) {
+  const NanochatConfig config = nanochat_from_depth(kNewer, 4, 16, 16, 32, 50, "SL");
+  const auto run = [&](DType dtype) {
+    auto slots = std::make_shared<SlotTable>();
+    declare_nanochat(*slots, config, DType::f32, 32);
+    for (const char* name : {"tokens", "targets"})
+      slots->add({name, {DType::i32, {2, 32}}, SlotRole::input});
+    Program program("p", slots);
+    Builder b(program, op_table());
+    const Value loss = nanochat_loss(b, config, b.slot("tokens"), b.slot("targets"), dtype);
+    const Value total = sum(b, loss);
+    differentiate(program, op_table(), total, {});
+    Interpreter interpreter(program, Device::ref);
+    uint64_t stream = 0;
+    for (const Slot& slot : slots->all()) {
+      Rng rng(3, ++stream);
+      const TensorView t = interpreter.slot(slot.name);
+      if (slot.role == SlotRole::gradient) continue;
+      for (int64_t i = 0; i < t.elems(); ++i)
+        set_element(
+            t, i,
+            slot.role == SlotRole::input ? static_cast<double>(rng.below(50)) : 0.2 * rng.normal());
+    }
+    interpreter.run();
+    std::map<std::string, std::vector<double>> out;
+    out["loss"].push_back(get_element(interpreter.view(total), 0));
+    for (const Slot& slot : slots->all()) {
+      if (slot.role != SlotRole::gradient) continue;
+      const TensorView t = interpreter.slot(slot.name);
+      for (int64_t i = 0; i < t.elems(); ++i) out[slot.name].push_back(get_element(t, i));
+    }
+    return out;
+  };
+  const auto wide = run(DType::f32), narrow = run(DType::bf16);
+  EXPECT_EQ(wide.size(), 1 + nanochat_parameters(config).size());
+  ASSERT_EQ(wide.size(), narrow.size());
+  for (const auto& [name, values] : wide) {
+    double largest = 0.0, worst = 0.0;
+    const std::vector<double>& others = narrow.at(name);
+    ASSERT_EQ(values.size(), others.size()) << name;
+    for (size_t i = 0; i < values.size(); ++i) {
+      largest = std::max(largest, std::abs(values[i]));
+      worst = std::max(worst, std::abs(values[i] - others[i]));
+    }
+    EXPECT_GT(largest, 0.0) << name;
+    EXPECT_LE(worst, 1e-9 * largest) << name;
+  }
 }
 
 TEST(NanochatInit, DistributionsOfBothRecipes) {
