@@ -273,7 +273,7 @@ __device__ void multiply(const Product& p,
       for (int k = 0; k < kDepth; k += 16) {
         const uint64_t of_b =
             kAlongN ? wgmma_matrix(b + k * 128, 64 * kDepth * 2) : wgmma_matrix(b + k * 2);
-        wgmma_64x256x16<false, kAlongN>(sums, wgmma_matrix(a + k * 2), of_b, step > 0 || k > 0);
+        wgmma_64x256x16<kAlongN>(sums, wgmma_matrix(a + k * 2), of_b, step > 0 || k > 0);
       }
       wgmma_commit();
       if (Epilogue::kReads && step == 0) {

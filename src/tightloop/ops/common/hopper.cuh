@@ -164,8 +164,8 @@ __device__ inline void wgmma_hold(float (&sums)[N]) {
 
 /// Where wgmma finds a matrix of bf16 in shared memory, in rows of 128 bytes swizzled as the copy
 /// engine writes them (16-byte unit u of row r lies at u ^ (r % 8)), 8 rows every 1024 bytes.
-/// The rows run along K (K in the rows' 64 elements) or along M or N; in the second case `next` is
-/// the distance in bytes to the next 64 of M or N.
+/// The rows run along K (K in the rows' 64 elements) or along N; in the second case `next` is the
+/// distance in bytes to the next 64 of N.
 __device__ inline uint64_t wgmma_matrix(unsigned address, unsigned next = 16) {
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(next >> 4) << 16 |
          static_cast<uint64_t>(1024 >> 4) << 32 | uint64_t{1} << 62;
@@ -176,8 +176,8 @@ __device__ inline uint64_t wgmma_matrix(unsigned address, unsigned next = 16) {
 
 /// d (64,256) = a (64,16) b (16,256) + (add ? d : 0), sums in f32. Warp w of the group holds rows
 /// 16 w to 16 w + 15; lane l: d[4 j + 2 h + i] is row 8 h + l / 4, column 8 j + 2 (l % 4) + i.
-/// AlongM, AlongN: the rows in shared memory run along M or N, not K.
-template <bool AlongM, bool AlongN>
+/// AlongN: the rows of b in shared memory run along N, not K.
+template <bool AlongN>
 __device__ inline void wgmma_64x256x16(float (&d)[128], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n"
@@ -192,11 +192,11 @@ __device__ inline void wgmma_64x256x16(float (&d)[128], uint64_t a, uint64_t b, 
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
       "%111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "
-      "%125, %126, %127}, %128, %129, p, 1, 1, %131, %132;\n"
+      "%125, %126, %127}, %128, %129, p, 1, 1, 0, %131;\n"
       "}\n"
       : TL_SUMS16(0), TL_SUMS16(16), TL_SUMS16(32), TL_SUMS16(48), TL_SUMS16(64), TL_SUMS16(80),
         TL_SUMS16(96), TL_SUMS16(112)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(AlongM ? 1 : 0), "n"(AlongN ? 1 : 0));
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(AlongN ? 1 : 0));
 }
 
 #undef TL_SUMS4
