@@ -17,6 +17,7 @@
 
 #include "tightloop/core/cuda_device.h"
 #include "tightloop/core/rng.h"
+#include "tightloop/engine/ceilings.h"
 #include "tightloop/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "tightloop/ops/polar_express/polar_express.h"
 #include "tightloop/ops/rmsnorm/rmsnorm.h"
@@ -69,6 +70,7 @@ struct Settings {
   int samples = 20;
   bool json = false;
   Exec exec;
+  Ceilings ceilings;
 };
 
 /// What a row of output says: one unit of work, and how much of it there is.
@@ -83,15 +85,17 @@ void report(const Settings& settings, const Row& row, std::vector<double> us) {
     return us[static_cast<size_t>(share * static_cast<double>(us.size() - 1))];
   };
   const double median = at(0.5);
-  const bool counts_bytes = row.bytes > 0.0;
-  const double rate = (counts_bytes ? row.bytes / 1e3 : row.flops / 1e6) / median;
-  const char* unit = counts_bytes ? "gb_s" : "tflop_s";
+  const double floor =
+      std::max(row.bytes / settings.ceilings.copy_gbs, row.flops / settings.ceilings.fma_gflops) /
+      1e3;
   if (settings.json) {
-    fmt::print("{{\"op\":\"{}\",\"us\":{:.2f},\"p10\":{:.2f},\"p90\":{:.2f},\"{}\":{:.1f}}}\n",
-               row.name, median, at(0.1), at(0.9), unit, rate);
+    fmt::print(
+        "{{\"event\":\"kernel\",\"kernel\":\"{}\",\"us\":{:.2f},\"p10\":{:.2f},\"p90\":{:.2f},"
+        "\"floor_us\":{:.2f}}}\n",
+        row.name, median, at(0.1), at(0.9), floor);
   } else {
-    fmt::print("{:<52} {:10.1f} us ({:.1f} to {:.1f})  {:7.1f} {}\n", row.name, median, at(0.1),
-               at(0.9), rate, counts_bytes ? "GB/s" : "TFLOP/s");
+    fmt::print("{:<60} {:10.1f} us ({:.1f} to {:.1f})  floor {:8.1f}  {:5.1f} %\n", row.name,
+               median, at(0.1), at(0.9), floor, 100.0 * floor / median);
   }
   std::fflush(stdout);
 }
@@ -210,7 +214,10 @@ int main_or_throw(int argc, char** argv) {
   settings.exec = {.device = Device::cuda,
                    .scratch = {scratch, static_cast<size_t>(kScratchBytes)},
                    .stream = cuda::stream()};
-  if (!settings.json) fmt::print("{}\n", cuda::device_info().name);
+  settings.ceilings = measure_ceilings(0.4, Device::cuda, DType::bf16);
+  if (!settings.json)
+    fmt::print("{}: copy {:.0f} GB/s, product {:.0f} TFLOP/s\n", cuda::device_info().name,
+               settings.ceilings.copy_gbs, settings.ceilings.fma_gflops / 1e3);
   for (int64_t cols : {768, 1536, 4096}) rmsnorm_rows(settings, 32768, cols);
   cross_entropy_rows(settings, 32768, 768, 32768);
   cross_entropy_rows(settings, 32768, 768, 50304);

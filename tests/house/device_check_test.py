@@ -60,7 +60,15 @@ SANITIZER = """#!/bin/sh
 [ "$SPOIL" = "$2" ] && { echo '========= ERROR SUMMARY: 3 errors'; exit 9; }
 echo '========= ERROR SUMMARY: 0 errors'
 """
-STEPS = ["device", "ops", "check", "repeat", "generic", "memcheck", "racecheck", "bench"]
+OPS_BENCH = """#!/bin/sh
+[ "$1" = --json ] || exit 2
+echo '{"event":"kernel","kernel":"rmsnorm 8 x 9","us":20.00,"p10":19.00,"p90":21.00,"floor_us":15.00}'
+[ "$SPOIL" != kernels ]
+"""
+GEMM_BENCH = """#!/bin/sh
+echo '{"event":"kernel","kernel":"product nt 1 x 2 x 3 x 4 ","us":50.00,"floor_us":45.00,"peer":"cuBLASLt","peer_us":55.00}'
+"""
+STEPS = ["device", "ops", "check", "repeat", "generic", "memcheck", "racecheck", "kernels", "bench"]
 
 
 class DeviceCheck(unittest.TestCase):
@@ -72,6 +80,8 @@ class DeviceCheck(unittest.TestCase):
         for name, text in (
             ("build/bin/tightloop", TIGHTLOOP),
             ("build/ops/ops_all_test", TESTS),
+            ("build/bench/ops_cuda_bench", OPS_BENCH),
+            ("build/bench/gemm_cuda_bench", GEMM_BENCH),
             ("path/compute-sanitizer", SANITIZER),
             ("path/nvidia-smi", "#!/bin/sh\necho 580.1\n"),
         ):
@@ -100,7 +110,10 @@ class DeviceCheck(unittest.TestCase):
         self.assertIn("7 tests from 3", text)
         self.assertRegex(text, r"bf16 32 x 2048, forward \+ backward +100.0 ms +99.0 +101.0 +50.0 +50.0%")
         self.assertRegex(text, r"f32 32 x 2048, tokens/s +123,456")
+        self.assertRegex(text, r"rmsnorm 8 x 9 +15.0 us +20.0 us +75.0%\n")
+        self.assertRegex(text, r"product nt 1 x 2 x 3 x 4 +45.0 us +50.0 us +90.0% +55.0 us +1.10\n")
         self.assertEqual([line["step"] for line in lines if line["event"] == "step"], STEPS)
+        self.assertEqual(sum(line["event"] == "kernel" for line in lines), 2)
         self.assertEqual(sum(line["event"] == "train" for line in lines), 2)
         for line in lines:
             self.assertEqual((line["gpu"], line["driver"]), ("Pretend 1", "580.1"), line)
@@ -109,7 +122,7 @@ class DeviceCheck(unittest.TestCase):
         says = {
             "device": "no CUDA device: it is a pity", "ops": "", "check": "4 do not", "generic": "2 do not",
             "memcheck": "ERROR SUMMARY: 3 errors", "racecheck": "ERROR SUMMARY: 3 errors",
-            "bench": "f32 failed",
+            "kernels": "ops_cuda_bench failed", "bench": "f32 failed",
         }
         for step, detail in says.items():
             with self.subTest(step):
