@@ -8,6 +8,7 @@
 
 #include "tightloop/lab/arm_setup.h"
 #include "tightloop/lab/report/roofline.h"
+#include "tightloop/lab/report/svg.h"
 #include "tightloop/lab/run_row.h"
 
 namespace tightloop {
@@ -15,6 +16,10 @@ namespace {
 
 double percent(double ln) {
   return 100.0 * std::expm1(ln);
+}
+
+std::string signed_percent(double ln) {
+  return signed_number(percent(ln), 2);
 }
 
 std::vector<double> numbers(const std::vector<const LedgerRow*>& runs, std::string_view column) {
@@ -56,9 +61,9 @@ std::string time_cell(const std::vector<const LedgerRow*>& runs) {
 
 std::string effect_cell(const Effect& e) {
   if (e.pairs == 0) return "-";
-  if (!std::isfinite(e.low)) return fmt::format("{:+.2f} %", percent(e.mean));
-  return fmt::format("{:+.2f} % [{:+.2f}, {:+.2f}]", percent(e.mean), percent(e.low),
-                     percent(e.high));
+  if (!std::isfinite(e.low)) return signed_percent(e.mean) + " %";
+  return fmt::format("{} % [{}, {}]", signed_percent(e.mean), signed_percent(e.low),
+                     signed_percent(e.high));
 }
 
 void add_effect(ReportVerdict& verdict, const char* what, const std::optional<Effect>& e) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tightloop/core/error.h"
+#include "tightloop/lab/report/svg.h"
 #include "tightloop/lab/run_row.h"
 
 namespace tightloop {
@@ -140,9 +141,13 @@ double percent(double ln) {
   return 100.0 * std::expm1(ln);
 }
 
+std::string signed_percent(double ln) {
+  return signed_number(percent(ln), 2);
+}
+
 std::string interval(const Effect& e) {
   if (!std::isfinite(e.low)) return "no interval: no repeats";
-  return fmt::format("90 % interval {:+.2f} to {:+.2f} %", percent(e.low), percent(e.high));
+  return fmt::format("90 % interval {} to {} %", signed_percent(e.low), signed_percent(e.high));
 }
 
 std::string amount(double percents) {
@@ -158,7 +163,7 @@ std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string
   if (e.pairs == 0)
     return fmt::format("No pair of finished runs{}.",
                        v.unstable_pairs > 0 ? ": it diverged or became non-finite" : "");
-  std::string text = fmt::format("Time per step {:+.2f} % against {} ({}), {}", percent(e.mean),
+  std::string text = fmt::format("Time per step {} % against {} ({}), {}", signed_percent(e.mean),
                                  reference_name(), interval(e), count(e.pairs, "pair"));
   if (e.all_lower)
     text += fmt::format(", all lower (by chance: 1 in {:.0f})", 1.0 / sign_probability(e.pairs));
@@ -193,27 +198,26 @@ std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string
   switch (v.loss.result) {
     case LossCheck::Result::equal:
       text += fmt::format(
-          " Loss: final {} {:+.5f} on average, {:.5f} at most in a pair; no difference beyond 3 "
+          " Loss: final {} {} on average, {:.5f} at most in a pair; no difference beyond 3 "
           "standard errors of repeats (SD {:.4f}).",
-          lock.metric, v.loss.mean, v.loss.largest, v.loss.noise.sd);
+          lock.metric, signed_number(v.loss.mean, 5), v.loss.largest, v.loss.noise.sd);
       break;
     case LossCheck::Result::differs:
       text += fmt::format(
-          " LOSS DIFFERS: final {} {:+.5f} on average, more than 3 standard errors of repeats (SD "
+          " LOSS DIFFERS: final {} {} on average, more than 3 standard errors of repeats (SD "
           "{:.4f}): a rewrite must not do that.",
-          lock.metric, v.loss.mean, v.loss.noise.sd);
+          lock.metric, signed_number(v.loss.mean, 5), v.loss.noise.sd);
       break;
     case LossCheck::Result::unknown:
-      text +=
-          fmt::format(" Loss: final {} {:+.5f} on average; without repeats it cannot be judged.",
-                      lock.metric, v.loss.mean);
+      text += fmt::format(" Loss: final {} {} on average; without repeats it cannot be judged.",
+                          lock.metric, signed_number(v.loss.mean, 5));
       break;
   }
   if (v.time_to_target && v.steps_to_target && v.time_per_step_to_target)
-    text += fmt::format(
-        " Time to target {:+.2f} % ({}) = steps {:+.2f} % x time per step on the way {:+.2f} %.",
-        percent(v.time_to_target->mean), interval(*v.time_to_target),
-        percent(v.steps_to_target->mean), percent(v.time_per_step_to_target->mean));
+    text += fmt::format(" Time to target {} % ({}) = steps {} % x time per step on the way {} %.",
+                        signed_percent(v.time_to_target->mean), interval(*v.time_to_target),
+                        signed_percent(v.steps_to_target->mean),
+                        signed_percent(v.time_per_step_to_target->mean));
   else
     text += " Time to target: not reached by both runs of any pair.";
   if (v.broken_pairs > 0)

@@ -67,11 +67,8 @@ bool holds_numbers(const ReportTable& table, size_t column) {
 }
 
 std::string effect_text(const ReportEffect& effect) {
-  const auto number = [](double x) {
-    return fmt::format("{:+.1f}", std::fabs(x) < 0.05 ? 0.0 : x);
-  };
-  return fmt::format("{} % [{}, {}]", number(effect.percent), number(effect.low),
-                     number(effect.high));
+  return fmt::format("{} % [{}, {}]", signed_number(effect.percent, 1),
+                     signed_number(effect.low, 1), signed_number(effect.high, 1));
 }
 
 Svg draw_panel(const ReportData& data, Panel panel, PanelWidth width) {

@@ -202,7 +202,7 @@ std::string memory_html(const ReportData& data) {
 
 std::string saved(double before, double after) {
   if (!(before > 0.0)) return "";
-  return fmt::format(" ({:+.1f} %)", 100.0 * (after - before) / before);
+  return fmt::format(" ({} %)", signed_number(100.0 * (after - before) / before, 1));
 }
 
 std::string rewrites_html(const ReportData& data) {

@@ -154,7 +154,7 @@ inline ReportData example_report() {
                  8.0e6,
                  8.0e6,
                  {"8 x add + rmsnorm -> residual_rmsnorm, first in layer 0/attn",
-                  "not applied: final norm: the norm's input is not a residual"}},
+                  "1 x not applied, first in final norm: the norm's input is not a residual"}},
                 {"chunked-ce",
                  1,
                  9.1e7,

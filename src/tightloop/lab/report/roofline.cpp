@@ -278,7 +278,22 @@ std::vector<ReportRewrite> rewrites_of(const TrainPrograms& programs) {
     }
     for (const auto& [what, entry] : kinds)
       rewrite.lines.push_back(fmt::format("{} x {}, first in {}", entry.first, what, entry.second));
-    for (const std::string& why : r.not_applied) rewrite.lines.push_back("not applied: " + why);
+    // "<scope>: <why>", alike in every layer.
+    std::vector<std::string> order;
+    std::map<std::string, std::pair<int, std::string>> reasons;
+    for (const std::string& text : r.not_applied) {
+      const size_t colon = std::min(text.find(": "), text.size());
+      const std::string why = text.substr(std::min(colon + 2, text.size()));
+      auto& [count, scope] = reasons[why];
+      if (count++ == 0) {
+        scope = text.substr(0, colon);
+        order.push_back(why);
+      }
+    }
+    for (const std::string& why : order) {
+      const auto& [count, scope] = reasons[why];
+      rewrite.lines.push_back(fmt::format("{} x not applied, first in {}: {}", count, scope, why));
+    }
     rewrites.push_back(std::move(rewrite));
   }
   return rewrites;

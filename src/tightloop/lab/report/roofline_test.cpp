@@ -112,7 +112,14 @@ TEST_F(Roofline, FusedOpsNameTheOriginalOpsTheyReplace) {
   EXPECT_EQ(rewrites[0].name, "fused-rmsnorm");
   EXPECT_GT(rewrites[0].places, 0);
   EXPECT_LT(rewrites[0].bytes_after, rewrites[0].bytes_before);
-  EXPECT_FALSE(rewrites[0].lines.empty());
+  int not_applied = 0;  // once for each reason, whatever the depth
+  for (const std::string& line : rewrites[0].lines)
+    not_applied += line.find("the norm's input is not a residual or scaled add") != line.npos;
+  EXPECT_EQ(not_applied, 1);
+  EXPECT_NE(std::find(rewrites[0].lines.begin(), rewrites[0].lines.end(),
+                      "5 x not applied, first in embed: the norm's input is not a residual or "
+                      "scaled add"),
+            rewrites[0].lines.end());
 }
 
 TEST_F(Roofline, RefusesNoRoundsAndPassesAStopOn) {

@@ -133,6 +133,12 @@ std::string with_unit(double value, double base, std::initializer_list<std::stri
 
 }  // namespace
 
+std::string signed_number(double value, int decimals) {
+  std::string text = fmt::format("{:+.{}f}", value, decimals);
+  if (text.find_first_not_of("-0.") == std::string::npos) text[0] = '+';
+  return text;
+}
+
 std::string human_bytes_text(double bytes) {
   return with_unit(bytes, 1024.0, {"B", "KiB", "MiB", "GiB", "TiB"});
 }

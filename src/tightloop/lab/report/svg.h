@@ -14,6 +14,8 @@ std::string escape_text(std::string_view text);
 /// "0.031", "1.24", "14.2", "1,234", "1.3e+09": about `digits` significant digits, no exponent for
 /// everyday numbers; "n/a" when not finite.
 std::string short_number(double value, int digits = 3);
+/// "+1.25", "-0.30", "+0.00": with so many decimals, and no zero is negative.
+std::string signed_number(double value, int decimals);
 /// "1.5 MiB", "12.3 us", "2.1 GFLOP": a number with the unit that fits.
 std::string human_bytes_text(double bytes);
 std::string human_seconds(double seconds);

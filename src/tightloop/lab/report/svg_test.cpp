@@ -27,6 +27,14 @@ TEST(Text, EscapesMarkupAndReplacesWhatXmlForbids) {
   EXPECT_EQ(clean_text("\xF5\x80\x80\x80"), bad + bad + bad + bad);
 }
 
+TEST(SvgText, NoZeroIsNegative) {
+  EXPECT_EQ(signed_number(1.254, 2), "+1.25");
+  EXPECT_EQ(signed_number(-0.3, 2), "-0.30");
+  EXPECT_EQ(signed_number(-0.004, 2), "+0.00");
+  EXPECT_EQ(signed_number(-0.0, 1), "+0.0");
+  EXPECT_EQ(signed_number(-0.006, 2), "-0.01");
+}
+
 TEST(Numbers, AreShortAndHaveUnits) {
   EXPECT_EQ(short_number(0.0), "0");
   EXPECT_EQ(short_number(1.2345), "1.23");
