@@ -13,9 +13,9 @@ namespace tightloop {
 ///         stored when there are both y and z, t when there is either.
 /// Types:  f32 (on cuda also bf16; a, b and rstd f32 always) with f32 sums in a fixed order;
 ///         float64 on the reference device. On the CPU s, t, h and rstd have the bits that add,
-///         scaled_add and rmsnorm one after the other give. On cuda t and h are made of unrounded sums,
-///         so in bf16 they are nearer to the truth than those three (rows that do not fit registers,
-///         beyond 8,192 columns, take t as stored for h).
+///         scaled_add and rmsnorm one after the other give. On cuda t and h are made of unrounded
+///         sums, so in bf16 they are nearer to the truth than those three (rows that do not fit
+///         registers, beyond 8,192 columns, take t as stored for h).
 /// Memory: s may alias x or y, t may alias x, y or z. Each row is read once and written once.
 /// Errors: Error{shape, dtype}.
 struct ResidualRmsnormFwd {
