@@ -14,7 +14,7 @@ body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-a
 main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.55rem;line-height:1.3;font-weight:650;margin:0 0 .4rem;text-wrap:balance;
 overflow-wrap:anywhere}
-h1 .goal{white-space:nowrap}
+h1 .goal,.name{white-space:nowrap}
 h2{font-size:1.1rem;font-weight:650;margin:2.6rem 0 .6rem;padding-top:1rem;
 border-top:1px solid var(--line)}
 h3{font-size:1rem;font-weight:650;margin:1.4rem 0 .3rem}
@@ -31,7 +31,7 @@ th,td{padding:.32rem .4rem;text-align:right;border-bottom:1px solid var(--line);
 white-space:nowrap;vertical-align:top}
 th{font-weight:600;color:var(--soft);vertical-align:bottom;white-space:normal}
 th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal;
-overflow-wrap:anywhere;min-width:6.6rem}
+overflow-wrap:anywhere;min-width:7.4rem}
 th.left,td.left{text-align:left;white-space:normal}
 tbody tr:last-child td{border-bottom:0}
 .verdict{margin:.5rem 0;padding:.1rem 0 .1rem .8rem;border-left:3px solid currentColor}

@@ -159,7 +159,7 @@ Svg draw_quality(const ReportData& data, PanelWidth width) {
   }
   svg.close();
   if (has_floor) {
-    const std::string text = fmt::format("known floor {:.6g}", *data.floor);
+    const std::string text = fmt::format("known floor {:.5g}", *data.floor);
     if (*data.floor < y.low)
       svg.text({left + 6, bottom - 6}, text + " is below", "soft");
     else

@@ -24,11 +24,18 @@ std::string figure(std::string_view id, const Svg& page, const Svg& phone, std::
                      text.empty() ? "" : "<figcaption>" + escape_text(text) + "</figcaption>\n");
 }
 
-/// HTML of a sentence: no line break between a number and its per cent sign.
+/// HTML of a sentence: no line break between a number and its per cent sign, nor in a name such as
+/// "fused-rmsnorm".
 std::string sentence(std::string_view text) {
-  std::string html = escape_text(text);
-  for (size_t at = 0; (at = html.find(" %", at)) != std::string::npos;)
-    html.replace(at, 1, "&nbsp;");
+  std::string html;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find(' ', at), text.size());
+    const std::string word = escape_text(text.substr(at, end - at));
+    const bool name = word.find('-', 1) != std::string::npos && word.size() < 30;
+    html += name ? "<span class=\"name\">" + word + "</span>" : word;
+    if (end < text.size()) html += text.substr(end, 2) == " %" ? "&nbsp;" : " ";
+    at = end + 1;
+  }
   return html;
 }
 

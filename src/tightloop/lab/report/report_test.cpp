@@ -124,6 +124,15 @@ TEST(Report, EmptyAndPartialData) {
   expect_sound(no_arms);
 }
 
+TEST(Report, NamesAndPerCentAreNotBroken) {
+  ReportData data;
+  data.answer = "fused-rmsnorm, b 2.0 % less <x-y> -1.5";
+  EXPECT_NE(
+      render_html(data).find("<h1><span class=\"name\">fused-rmsnorm,</span> b 2.0&nbsp;% less "
+                             "<span class=\"name\">&lt;x-y&gt;</span> -1.5</h1>"),
+      std::string::npos);
+}
+
 TEST(Report, OneRun) {
   ReportData data = example_report();
   data.runs.resize(1);
