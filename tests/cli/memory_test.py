@@ -14,23 +14,31 @@ BATCH = ["--max-seq-len", "256", "--device-batch-size", "16", "--total-batch-siz
 
 
 class Memory(Case):
-    def peak(self, name, *args):
-        """Resident peak of a training run as wait4 tells it, and its summary."""
-        command = [common.BINARY, "train", "--data", str(self.data), "--run", name, *BATCH, *args]
+    def resident_peak(self, *arguments):
+        """Of the program with these arguments, as wait4 tells it."""
+        command = [common.BINARY, *arguments]
         env = dict(os.environ, TL_HOME=str(self.home / "tl"))
-        process = subprocess.Popen(command, cwd=self.dir, env=env, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, cwd=self.dir, env=env, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
         stderr = process.stderr.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
         process.stderr.close()
         process.returncode = os.waitstatus_to_exitcode(status)
         self.assertEqual(process.returncode, 0, stderr)
+        return usage.ru_maxrss * 1024
+
+    def peak(self, name, *args):
+        """Resident peak of a training run, and its summary."""
+        peak = self.resident_peak("train", "--data", str(self.data), "--run", name, *BATCH, *args)
         summary, = self.dir.glob(f"runs/*-{name}-*/summary.json")
-        return usage.ru_maxrss * 1024, json.loads(summary.read_text())
+        return peak, json.loads(summary.read_text())
 
     def test_resident_peak_is_the_plan_and_a_named_list(self):
         # The list of docs/design.md, but for the weights: the program and its libraries, data,
         # batches, tokenizer, threads and records. A run of a small model on the same batches has it
         # all, and next to no plan.
+        if self.resident_peak("--version") > 128 << 20:
+            self.skipTest("built with CUDA: 200 MiB of cuBLASLt, whose pages come and go")
         small_peak, small = self.peak("small", *SMALL)
         named = small_peak - small["planned_bytes"]
         self.assertLess(named, 64 << 20)
