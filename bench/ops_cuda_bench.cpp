@@ -1,11 +1,13 @@
 // Single operations on cuda in the shapes that peers publish, in bf16:
-//   ops_cuda_bench [--samples 20] [--json]
-// RMSNorm with weight, forward and backward; linear + softcapped cross-entropy, forward and
+//   ops_cuda_bench [--samples 20] [--only rmsnorm|attention|cross-entropy|polar] [--json]
+// RMSNorm with weight, forward and backward; causal attention, its backward by our kernel and by
+// cuDNN's; linear + softcapped cross-entropy, forward and
 // backward in one; Polar Express on a stack. Inputs are random normals. The launches of a sample
 // are one graph, over copies of the operands that together exceed the last cache several times;
 // medians of the samples. GB/s counts what must cross memory, TFLOP/s the products' 6 T d V and,
 // for Polar Express, all products computed whole.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -18,6 +20,8 @@
 #include "tightloop/core/cuda_device.h"
 #include "tightloop/core/rng.h"
 #include "tightloop/engine/ceilings.h"
+#include "tightloop/ops/attention/attention.h"
+#include "tightloop/ops/attention/attention_sm90.h"
 #include "tightloop/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "tightloop/ops/polar_express/polar_express.h"
 #include "tightloop/ops/rmsnorm/rmsnorm.h"
@@ -195,16 +199,49 @@ void polar_rows(const Settings& settings, int64_t count, int64_t rows, int64_t c
              {[&] { polar_express(settings.exec, args); }});
 }
 
+void attention_rows(const Settings& settings, const Shape& shape) {
+  Buffers buffers;
+  const auto tensor = [&](float scale) {
+    return buffers.tensor(DType::bf16, {shape[0], shape[1], shape[2], shape[3]}, scale);
+  };
+  const int64_t window = shape[1];
+  const double scale = 1.0 / std::sqrt(static_cast<double>(shape[3]));
+  const TensorView q = tensor(1.0f), k = tensor(1.0f), v = tensor(1.0f), o = tensor(0.0f);
+  const TensorView lse = buffers.tensor(DType::f32, {shape[0], shape[2], shape[1]}, 0.0f);
+  const AttentionFwd fwd{q, k, v, o, lse, window, scale};
+  const AttentionBwd bwd{tensor(1.0f), q,      k,    v, o, lse, tensor(0.0f), tensor(0.0f),
+                         tensor(0.0f), window, scale};
+  const std::string name = fmt::format("{} x {} x {} x {}", shape[0], shape[1], shape[2], shape[3]);
+  const double product = 2.0 * static_cast<double>(shape[0] * shape[2] * shape[3]) *
+                         static_cast<double>(attention_visible_pairs(shape[1], window));
+  time_calls(settings, {.name = "causal attention " + name, .flops = 2 * product},
+             {[&] { attention_fwd(settings.exec, fwd); }});
+  for (const bool own : {true, false, true, false}) {
+    const bool before = set_sm90_attention(own);
+    const std::string_view kernel = attention_kernel_name(q.type, k.type, window, scale, true);
+    time_calls(settings,
+               {.name = fmt::format("causal attention, backward ({}) {}", kernel, name),
+                .flops = 5 * product},
+               {[&] { attention_bwd(settings.exec, bwd); }});
+    set_sm90_attention(before);
+  }
+}
+
 int main_or_throw(int argc, char** argv) {
   Settings settings;
+  std::string_view only;
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
     if (arg == "--json") {
       settings.json = true;
     } else if (arg == "--samples" && i + 1 < argc) {
       settings.samples = std::max(1, std::atoi(argv[++i]));
+    } else if (arg == "--only" && i + 1 < argc) {
+      only = argv[++i];
     } else {
-      fmt::print(stderr, "usage: ops_cuda_bench [--samples 20] [--json]\n");
+      fmt::print(stderr,
+                 "usage: ops_cuda_bench [--samples 20] "
+                 "[--only rmsnorm|attention|cross-entropy|polar] [--json]\n");
       return 2;
     }
   }
@@ -218,11 +255,22 @@ int main_or_throw(int argc, char** argv) {
   if (!settings.json)
     fmt::print("{}: copy {:.0f} GB/s, product {:.0f} TFLOP/s\n", cuda::device_info().name,
                settings.ceilings.copy_gbs, settings.ceilings.fma_gflops / 1e3);
-  for (int64_t cols : {768, 1536, 4096}) rmsnorm_rows(settings, 32768, cols);
-  cross_entropy_rows(settings, 32768, 768, 32768);
-  cross_entropy_rows(settings, 32768, 768, 50304);
-  polar_rows(settings, 24, 768, 3072);
-  polar_rows(settings, 48, 768, 768);
+  const auto wanted = [&](std::string_view name) { return only.empty() || only == name; };
+  if (wanted("rmsnorm")) {
+    for (int64_t cols : {768, 1536, 4096}) rmsnorm_rows(settings, 32768, cols);
+  }
+  if (wanted("attention")) {
+    attention_rows(settings, {32, 2048, 6, 128});
+    attention_rows(settings, {16, 2048, 10, 128});
+  }
+  if (wanted("cross-entropy")) {
+    cross_entropy_rows(settings, 32768, 768, 32768);
+    cross_entropy_rows(settings, 32768, 768, 50304);
+  }
+  if (wanted("polar")) {
+    polar_rows(settings, 24, 768, 3072);
+    polar_rows(settings, 48, 768, 768);
+  }
   cuda::release(scratch);
   return 0;
 }

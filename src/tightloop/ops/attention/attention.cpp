@@ -4,6 +4,7 @@
 
 #include "tightloop/ops/attention/attention_cudnn.h"
 #include "tightloop/ops/attention/attention_kernels.h"
+#include "tightloop/ops/attention/attention_sm90.h"
 #include "tightloop/ops/common/dispatch.h"
 #include "tightloop/program/differentiate.h"
 
@@ -21,7 +22,8 @@ void attention_fwd(const Exec& exec, const AttentionFwd& args) {
 
 void attention_bwd(const Exec& exec, const AttentionBwd& args) {
   if (exec.device == Device::cuda) {
-    if (!cudnn_attention_bwd(exec, args)) TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
+    if (!attention_bwd_sm90(exec, args) && !cudnn_attention_bwd(exec, args))
+      TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
     return;
   }
   exec.device == Device::ref
@@ -41,6 +43,7 @@ int64_t attention_visible_pairs(int64_t tokens, int64_t window) {
 
 std::string_view attention_kernel_name(
     const Type& q, const Type& k, int64_t window, double softmax_scale, bool backward) {
+  if (backward && attention_bwd_sm90_takes(q, k)) return "own, Hopper";
   return cudnn_attention_scratch_bytes({q, k, window, softmax_scale, backward}) ? "cudnn" : "own";
 }
 
@@ -48,6 +51,21 @@ std::string attention_library() {
   const int64_t version = cudnn_attention_version();
   return version == 0 ? "own" : fmt::format("cuDNN {}", version);
 }
+
+#ifndef TL_CUDA  // attention_sm90.cu is not in this build
+bool attention_bwd_sm90_takes(const Type&, const Type&) {
+  return false;
+}
+int64_t attention_bwd_sm90_scratch_bytes(const Type&) {
+  return 0;
+}
+bool attention_bwd_sm90(const Exec&, const AttentionBwd&) {
+  return false;
+}
+bool set_sm90_attention(bool) {
+  return false;
+}
+#endif
 
 namespace {
 
@@ -163,6 +181,8 @@ int64_t scratch_bwd(const OpTypes& t, const Attrs&) {
 }
 
 int64_t scratch_bwd_cuda(const OpTypes& t, const Attrs& attrs) {
+  if (attention_bwd_sm90_takes(t.input(1), t.input(2)))
+    return attention_bwd_sm90_scratch_bytes(t.input(1));
   const int64_t own = t.input(1).shape.rows() * int64_t{sizeof(float)};
   return std::max(own, cudnn_scratch(t.input(1), t.input(2), attrs, true));
 }

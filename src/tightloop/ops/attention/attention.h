@@ -40,7 +40,7 @@ void attention_bwd(const Exec& exec, const AttentionBwd& args);
 std::vector<Value> attention(
     Builder& b, Value q, Value k, Value v, int64_t window, double softmax_scale);
 
-/// What a call on the cuda device runs: "cudnn", or "own" where cuDNN does not serve it.
+/// What a call on the cuda device runs: "own, Hopper", "cudnn", or "own" where neither serves it.
 std::string_view attention_kernel_name(
     const Type& q, const Type& k, int64_t window, double softmax_scale, bool backward);
 

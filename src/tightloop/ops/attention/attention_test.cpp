@@ -5,6 +5,7 @@
 #include "tightloop/core/threads.h"
 #include "tightloop/ops/attention/attention_cudnn.h"
 #include "tightloop/ops/attention/attention_kernels.h"
+#include "tightloop/ops/attention/attention_sm90.h"
 #include "tightloop/ops/common/op_testing.h"
 
 namespace tightloop {
@@ -229,19 +230,37 @@ void check_bf16_on_cuda(const Case& c) {
 // The CPU has no bf16 activations, so check_op cannot run this.
 TEST(Attention, Bf16OnCudaIsCloseToRefAndRepeatsItsBits) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
-  const bool before = set_cudnn_attention(false);
+  const bool cudnn = set_cudnn_attention(false), sm90 = set_sm90_attention(false);
   for (const Case& c :
        {Case{2, 100, 2, 1, 37, 33}, Case{1, 130, 4, 2, 64, 31}, Case{1, 300, 2, 1, 128, 1 << 20},
         Case{1, 90, 1, 1, 256, 40}, Case{1, 128, 2, 1, 64, 0}}) {
     EXPECT_EQ(kernel_of(c, DType::bf16, false), "own");
     check_bf16_on_cuda(c);
   }
-  set_cudnn_attention(before);
+  set_cudnn_attention(cudnn);
+  set_sm90_attention(sm90);
+}
+
+TEST(Attention, HopperBackwardIsCloseToRefAndRepeatsItsBits) {
+  if (kernel_of({1, 256, 1, 1, 128, 256}, DType::bf16, true) != "own, Hopper")
+    GTEST_SKIP() << "no Hopper device";
+  for (const Case& c :
+       {Case{2, 256, 2, 2, 128, 1 << 20}, Case{1, 128, 1, 1, 128, 1 << 20},
+        Case{3, 520, 3, 3, 128, 1 << 20}, Case{2, 1000, 4, 2, 128, 300},
+        Case{1, 384, 4, 1, 128, 100}, Case{1, 256, 2, 2, 128, 0}, Case{1, 256, 2, 1, 128, 1},
+        Case{1, 320, 2, 2, 128, 63}, Case{1, 320, 2, 2, 128, 64}, Case{1, 256, 2, 2, 128, 127},
+        Case{1, 256, 2, 2, 128, 128}, Case{1, 300, 2, 2, 128, 254}, Case{1, 1, 2, 1, 128, 9},
+        Case{2, 2, 1, 1, 128, 9}, Case{2, 63, 2, 2, 128, 1 << 20}, Case{2, 65, 2, 2, 128, 1 << 20},
+        Case{2, 129, 2, 2, 128, 1 << 20}, Case{1, 333, 2, 1, 128, 331}}) {
+    EXPECT_EQ(kernel_of(c, DType::bf16, true), "own, Hopper");
+    check_bf16_on_cuda(c);
+  }
 }
 
 TEST(Attention, CudnnIsCloseToRefAndRepeatsItsBits) {
   if (kernel_of({1, 256, 1, 1, 64, 256}, DType::bf16, true) != "cudnn")
     GTEST_SKIP() << "cuDNN 9 or the Hopper device that it is used on is missing";
+  const bool before = set_sm90_attention(false);
   for (const Case& c :
        {Case{2, 256, 2, 2, 128, 1 << 20}, Case{2, 256, 4, 2, 64, 1 << 20},
         Case{1, 384, 4, 1, 128, 100}, Case{1, 256, 2, 2, 64, 0}, Case{1, 256, 2, 1, 128, 1},
@@ -256,6 +275,7 @@ TEST(Attention, CudnnIsCloseToRefAndRepeatsItsBits) {
                         Case{1, 333, 2, 1, 128, 331}, Case{1, 65, 1, 1, 64, 0}}) {
     check_bf16_on_cuda(c);
   }
+  set_sm90_attention(before);
 }
 
 TEST(Attention, CudnnLeavesTheRestToOurKernels) {
