@@ -2,9 +2,10 @@
 //   gemm_cuda_bench [--samples 15] [--json]
 // Arms alternate (ours, theirs, theirs, ours); each sample is a run of launches that takes a few
 // milliseconds, over operands of random normals larger than the last cache. With an epilogue,
-// theirs is the product and a pass after it. One line a shape: median microseconds and TFLOP/s;
-// with
-// --json also the floor, the FLOPs at the rate of a large product measured first.
+// theirs is the product and a pass after it; `half` is a product of a matrix with itself, of which
+// ours computes what lies on and below the diagonal. One line a shape: median microseconds and
+// TFLOP/s of the whole product; with --json also the floor, the FLOPs that are needed at the rate
+// of a large product measured first.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +29,7 @@ struct Case {
   int64_t M, N, K;
   GemmEpilogue epilogue = GemmEpilogue::none;
   int64_t count = 1;
+  bool symmetric = false;  // B is A; theirs computes the whole product
 };
 
 const char* name_of(GemmForm form) {
@@ -36,6 +38,11 @@ const char* name_of(GemmForm form) {
 const char* name_of(GemmEpilogue epilogue) {
   constexpr const char* kNames[] = {"", "relu2", "relu2_bwd", "add"};
   return kNames[static_cast<int>(epilogue)];
+}
+std::string name_of(const Case& s) {
+  return fmt::format("{}{}{}", s.symmetric ? "half" : "",
+                     s.symmetric && s.epilogue != GemmEpilogue::none ? " " : "",
+                     name_of(s.epilogue));
 }
 
 class Matrix {
@@ -84,9 +91,12 @@ void run(const Case& s, int samples, bool json, double peak) {
          .N = s.N,
          .K = s.K,
          .a = {.data = a.data(), .dtype = DType::bf16, .ld = s.K},
-         .b = {.data = b.data(), .dtype = DType::bf16, .ld = s.form == GemmForm::nt ? s.K : s.N},
+         .b = {.data = s.symmetric ? a.data() : b.data(),
+               .dtype = DType::bf16,
+               .ld = s.form == GemmForm::nt ? s.K : s.N},
          .c = {.data = c.data(), .dtype = DType::bf16, .ld = s.N},
-         .epilogue = s.epilogue};
+         .epilogue = s.epilogue,
+         .symmetric = s.symmetric};
   if (s.epilogue == GemmEpilogue::relu2_bwd || s.epilogue == GemmEpilogue::add)
     g.e = {.data = e.data(), .dtype = DType::bf16, .ld = s.N};
   const GemmBatch batch{.count = s.count,
@@ -114,16 +124,19 @@ void run(const Case& s, int samples, bool json, double peak) {
     if (!first) of_ours.push_back(seconds_each(launches, ours));
   }
   const double us = median(of_ours) * 1e6, peer = median(of_theirs) * 1e6;
+  // Of a symmetric product the elements on and below the diagonal are enough.
+  const auto n = static_cast<double>(s.N);
+  const double floor = flops * (s.symmetric ? (n + 1) / (2 * n) : 1.0) / peak / 1e3;
   if (json) {
     const std::string shape = fmt::format("{} x {} x {} x {}", s.count, s.M, s.N, s.K);
     fmt::print(
         "{{\"event\":\"kernel\",\"kernel\":\"product {} {} {}\",\"us\":{:.2f},\"floor_us\":{:.2f},"
         "\"peer\":\"cuBLASLt\",\"peer_us\":{:.2f}}}\n",
-        name_of(s.form), shape, name_of(s.epilogue), us, flops / peak / 1e3, peer);
+        name_of(s.form), shape, name_of(s), us, floor, peer);
   } else {
     fmt::print(
         "{:2} {:>3} x {:>6} x {:>6} x {:>6} {:>10} {:9.1f} {:7.1f} {:11.1f} {:7.1f} {:7.3f}\n",
-        name_of(s.form), s.count, s.M, s.N, s.K, name_of(s.epilogue), us, flops / us / 1e6, peer,
+        name_of(s.form), s.count, s.M, s.N, s.K, name_of(s), us, flops / us / 1e6, peer,
         flops / peer / 1e6, peer / us);
   }
   std::fflush(stdout);
@@ -156,7 +169,14 @@ const Case kCases[] = {{nt, 65536, 3072, 768},
                        {nt, 768, 768, 768, none, 48},
                        {nt, 768, 768, 3072, none, 24},
                        {nn, 768, 768, 768, add, 48},
-                       {nn, 768, 3072, 768, add, 24}};
+                       {nn, 768, 3072, 768, none, 24},
+                       {nn, 768, 3072, 768, add, 24},
+                       {nt, 768, 768, 3072, none, 24, true},
+                       {nt, 768, 768, 768, none, 48, true},
+                       {nt, 768, 768, 768, add, 24, true},
+                       {nt, 1280, 1280, 5120, none, 10, true},
+                       {nt, 1280, 1280, 1280, add, 10, true},
+                       {nt, 8192, 8192, 8192, none, 1, true}};
 
 int main_or_throw(int argc, char** argv) {
   int samples = 15;

@@ -4,8 +4,10 @@
 // cuDNN's; linear + softcapped cross-entropy, forward and
 // backward in one; Polar Express on a stack. Inputs are random normals. The launches of a sample
 // are one graph, over copies of the operands that together exceed the last cache several times;
-// medians of the samples. GB/s counts what must cross memory, TFLOP/s the products' 6 T d V and,
-// for Polar Express, all products computed whole.
+// medians of the samples. The floor counts what must cross memory, the products' 6 T d V and, for
+// Polar Express, all products computed whole. Beside Polar Express stands its cuBLAS form (--arch
+// generic: cuBLASLt computes the products whole and adds through beta; of each, the fastest of its
+// algorithms); samples of the two alternate.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -22,6 +24,7 @@
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/ops/attention/attention.h"
 #include "tightloop/ops/attention/attention_sm90.h"
+#include "tightloop/ops/common/gemm_choices.h"
 #include "tightloop/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "tightloop/ops/polar_express/polar_express.h"
 #include "tightloop/ops/rmsnorm/rmsnorm.h"
@@ -81,50 +84,88 @@ struct Settings {
 struct Row {
   std::string name;
   double bytes = 0.0, flops = 0.0;
+  std::string_view peer;  // whose time stands beside
 };
 
-void report(const Settings& settings, const Row& row, std::vector<double> us) {
+struct Quantiles {
+  double median, p10, p90;
+};
+
+Quantiles quantiles_of(std::vector<double> us) {
   std::sort(us.begin(), us.end());
   const auto at = [&](double share) {
     return us[static_cast<size_t>(share * static_cast<double>(us.size() - 1))];
   };
-  const double median = at(0.5);
+  return {at(0.5), at(0.1), at(0.9)};
+}
+
+/// `peer`: empty where there is none.
+void report(const Settings& settings,
+            const Row& row,
+            const std::vector<double>& ours,
+            const std::vector<double>& peer) {
+  const Quantiles us = quantiles_of(ours);
   const double floor =
       std::max(row.bytes / settings.ceilings.copy_gbs, row.flops / settings.ceilings.fma_gflops) /
       1e3;
+  std::string beside;
   if (settings.json) {
+    if (!peer.empty())
+      beside =
+          fmt::format(",\"peer\":\"{}\",\"peer_us\":{:.2f}", row.peer, quantiles_of(peer).median);
     fmt::print(
         "{{\"event\":\"kernel\",\"kernel\":\"{}\",\"us\":{:.2f},\"p10\":{:.2f},\"p90\":{:.2f},"
-        "\"floor_us\":{:.2f}}}\n",
-        row.name, median, at(0.1), at(0.9), floor);
+        "\"floor_us\":{:.2f}{}}}\n",
+        row.name, us.median, us.p10, us.p90, floor, beside);
   } else {
-    fmt::print("{:<60} {:10.1f} us ({:.1f} to {:.1f})  floor {:8.1f}  {:5.1f} %\n", row.name,
-               median, at(0.1), at(0.9), floor, 100.0 * floor / median);
+    if (!peer.empty()) {
+      const Quantiles of = quantiles_of(peer);
+      beside = fmt::format("  {} {:.1f} us ({:.1f} to {:.1f}), ratio {:.3f}", row.peer, of.median,
+                           of.p10, of.p90, of.median / us.median);
+    }
+    fmt::print("{:<60} {:10.1f} us ({:.1f} to {:.1f})  floor {:8.1f}  {:5.1f} %{}\n", row.name,
+               us.median, us.p10, us.p90, floor, 100.0 * floor / us.median, beside);
   }
   std::fflush(stdout);
 }
 
-/// One graph of a call on each copy.
+using Calls = std::vector<std::function<void()>>;
+
+/// One graph of a call on each copy, and one of the same calls of a peer, if there is one.
 void time_calls(const Settings& settings,
                 const Row& row,
-                const std::vector<std::function<void()>>& calls) {
-  for (const auto& call : calls) call();
-  cuda::synchronize();
-  cuda::Graph graph;
-  graph.capture([&] {
-    for (const auto& call : calls) call();
-  });
-  std::vector<double> us;
+                const Calls& calls,
+                const Calls& of_peer = {}) {
+  struct Arm {
+    const Calls& calls;
+    cuda::Graph graph;
+    std::vector<double> us;
+  };
+  Arm ours{calls, {}, {}}, peer{of_peer, {}, {}};
+  std::vector<Arm*> arms{&ours};
+  if (!of_peer.empty()) arms.push_back(&peer);
+  for (Arm* arm : arms) {
+    const auto run = [&] {
+      for (const auto& call : arm->calls) call();
+    };
+    run();
+    cuda::synchronize();
+    arm->graph.capture(run);
+  }
   cuda::Event start, end;
   for (int i = -2; i < settings.samples; ++i) {
-    start.record();
-    graph.launch();
-    end.record();
-    end.wait();
-    if (i >= 0)
-      us.push_back(cuda::Event::seconds(start, end) * 1e6 / static_cast<double>(calls.size()));
+    for (Arm* arm : arms) {
+      start.record();
+      arm->graph.launch();
+      end.record();
+      end.wait();
+      if (i >= 0)
+        arm->us.push_back(cuda::Event::seconds(start, end) * 1e6 /
+                          static_cast<double>(arm->calls.size()));
+    }
+    std::reverse(arms.begin(), arms.end());
   }
-  report(settings, row, us);
+  report(settings, row, ours.us, peer.us);
 }
 
 void rmsnorm_rows(const Settings& settings, int64_t rows, int64_t cols) {
@@ -195,8 +236,13 @@ void polar_rows(const Settings& settings, int64_t count, int64_t rows, int64_t c
   const double n = static_cast<double>(std::max(rows, cols));
   time_calls(settings,
              {.name = fmt::format("Polar Express, 5 steps, {} x {} x {}", count, rows, cols),
-              .flops = 5.0 * static_cast<double>(count) * (4 * m * m * n + 2 * m * m * m)},
-             {[&] { polar_express(settings.exec, args); }});
+              .flops = 5.0 * static_cast<double>(count) * (4 * m * m * n + 2 * m * m * m),
+              .peer = "cuBLAS form"},
+             {[&] { polar_express(settings.exec, args); }}, {[&] {
+               cuda::set_generic_arch(true);
+               polar_express(settings.exec, args);
+               cuda::set_generic_arch(false);
+             }});
 }
 
 void attention_rows(const Settings& settings, const Shape& shape) {
@@ -216,15 +262,14 @@ void attention_rows(const Settings& settings, const Shape& shape) {
                          static_cast<double>(attention_visible_pairs(shape[1], window));
   time_calls(settings, {.name = "causal attention " + name, .flops = 2 * product},
              {[&] { attention_fwd(settings.exec, fwd); }});
-  for (const bool own : {true, false, true, false}) {
+  const auto backward_by = [=, &settings](bool own) {
     const bool before = set_sm90_attention(own);
-    const std::string_view kernel = attention_kernel_name(q.type, k.type, window, scale, true);
-    time_calls(settings,
-               {.name = fmt::format("causal attention, backward ({}) {}", kernel, name),
-                .flops = 5 * product},
-               {[&] { attention_bwd(settings.exec, bwd); }});
+    attention_bwd(settings.exec, bwd);
     set_sm90_attention(before);
-  }
+  };
+  time_calls(settings,
+             {.name = "causal attention, backward " + name, .flops = 5 * product, .peer = "cuDNN"},
+             {[=] { backward_by(true); }}, {[=] { backward_by(false); }});
 }
 
 int main_or_throw(int argc, char** argv) {
@@ -251,6 +296,7 @@ int main_or_throw(int argc, char** argv) {
   settings.exec = {.device = Device::cuda,
                    .scratch = {scratch, static_cast<size_t>(kScratchBytes)},
                    .stream = cuda::stream()};
+  time_gemm_choices();
   settings.ceilings = measure_ceilings(0.4, Device::cuda, DType::bf16);
   if (!settings.json)
     fmt::print("{}: copy {:.0f} GB/s, product {:.0f} TFLOP/s\n", cuda::device_info().name,
@@ -269,7 +315,9 @@ int main_or_throw(int argc, char** argv) {
   }
   if (wanted("polar")) {
     polar_rows(settings, 24, 768, 3072);
+    polar_rows(settings, 24, 3072, 768);
     polar_rows(settings, 48, 768, 768);
+    polar_rows(settings, 12, 1280, 5120);
   }
   cuda::release(scratch);
   return 0;

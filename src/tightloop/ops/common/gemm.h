@@ -52,7 +52,8 @@ struct Gemm {
   GemmEpilogue epilogue = GemmEpilogue::none;
   GemmInput e;
   /// The caller knows that the product is symmetric (X X^T, or powers of such): only the lower half
-  /// is computed, then mirrored. M must equal N; only with GemmEpilogue::none, not accumulating.
+  /// is computed, then mirrored. M must equal N; only with GemmEpilogue::none (gemm_sm90.h: or add,
+  /// of a symmetric e), not accumulating.
   bool symmetric = false;
 };
 

@@ -5,9 +5,10 @@
 
 namespace tightloop {
 
-/// What a product and that which is added to it are multiplied by.
+/// What a product and that which is added to it are multiplied by, and what is added to the
+/// diagonal: the last only by gemm_sm90() to symmetric products.
 struct GemmCudaFactors {
-  float product = 1.0f, added = 1.0f;
+  float product = 1.0f, added = 1.0f, diagonal = 0.0f;
 };
 
 /// gemm_batched() on device memory, through cuBLASLt: C = epilogue(op(A) op(B)), or C += op(A)

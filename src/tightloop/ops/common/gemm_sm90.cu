@@ -54,6 +54,13 @@ bool on_hopper() {
   return is;
 }
 
+/// Whether the product is of a matrix with itself.
+bool is_gram(const Gemm& g, const GemmBatch& batch) {
+  return g.form == GemmForm::nt && g.M == g.N && g.a.data == g.b.data && g.a.ld == g.b.ld &&
+         batch.a_stride == batch.b_stride &&
+         (g.epilogue == GemmEpilogue::none || g.epilogue == GemmEpilogue::add);
+}
+
 bool reads_e(const Gemm& g) {
   return g.epilogue == GemmEpilogue::relu2_bwd || g.epilogue == GemmEpilogue::add;
 }
@@ -99,6 +106,7 @@ bool gemm_sm90_takes(const Gemm& g, const GemmBatch& batch) {
       !bf16_matrix(g.c.data, g.c.dtype, g.c.ld, batch.c_stride))
     return false;
   if (reads_e(g) && !bf16_matrix(g.e.data, g.e.dtype, g.e.ld, batch.e_stride)) return false;
+  if (g.symmetric && !is_gram(g, batch)) return false;
   // The number of tiles too.
   return fits((g.M / 256 + 1) * (g.N / 256 + 1)) &&
          fits((g.M / 256 + 1) * (g.N / 256 + 1) * batch.count);
@@ -111,6 +119,10 @@ void gemm_sm90(const Exec& exec,
   if (!gemm_sm90_takes(g, batch))
     fail(ErrorKind::unsupported, "gemm on sm_90: not for this product of {} x {} x {} of {}", g.M,
          g.N, g.K, name_of(g.a.dtype));
+  if (g.symmetric) return sm90::enqueue_symmetric(exec, g, batch, factors);
+  if (factors.diagonal != 0.0f)
+    fail(ErrorKind::unsupported, "gemm on sm_90: a factor {} on the diagonal of a whole product",
+         factors.diagonal);
   if (g.form == GemmForm::nt) return enqueue<GemmForm::nt>(exec, g, batch, factors);
   enqueue<GemmForm::nn>(exec, g, batch, factors);
 }

@@ -352,12 +352,37 @@ CUtensorMap map_of(const void* data,
                    int64_t stride,
                    int box_rows);
 
+inline int blocks_of(int64_t n, int64_t size) {
+  return static_cast<int>((n + size - 1) / size);
+}
+
+/// Launches clusters that stay, as many as there is work for; Bytes of shared memory a block.
+template <auto Kernel, int Bytes, typename... Args>
+void launch(const Exec& exec, int most_clusters, const Args&... args) {
+  static const int clusters_of_device = [] {
+    const cudaError_t status =
+        cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Bytes);
+    if (status != cudaSuccess)
+      fail(ErrorKind::device, "gemm on cuda: {} bytes of shared memory: {}", Bytes,
+           cudaGetErrorString(status));
+    return cuda::device_info().multiprocessors / kCluster;
+  }();
+  const int clusters = std::min(clusters_of_device, most_clusters);
+  cudaLaunchAttribute cluster{.id = cudaLaunchAttributeClusterDimension};
+  cluster.val.clusterDim = {kCluster, 1, 1};
+  const cudaLaunchConfig_t config{.gridDim = static_cast<unsigned>(clusters * kCluster),
+                                  .blockDim = kThreads,
+                                  .dynamicSmemBytes = Bytes,
+                                  .stream = cuda_stream(exec),
+                                  .attrs = &cluster,
+                                  .numAttrs = 1};
+  (void)cudaLaunchKernelEx(&config, Kernel, args...);
+  cuda::check_launch("a product");
+}
+
 /// Enqueues the product of a Gemm that gemm_sm90_takes(), with this epilogue instead of its own.
 template <GemmForm Form, typename Epilogue>
 void enqueue(const Exec& exec, const Gemm& g, const GemmBatch& batch, const Epilogue& epilogue) {
-  const auto blocks_of = [](int64_t n, int64_t size) {
-    return static_cast<int>((n + size - 1) / size);
-  };
   const Product p{.tile_rows = blocks_of(g.M, kRows * kCluster),
                   .tile_cols = blocks_of(g.N, kCols),
                   .count = static_cast<int>(batch.count),
@@ -372,27 +397,15 @@ void enqueue(const Exec& exec, const Gemm& g, const GemmBatch& batch, const Epil
   const CUtensorMap e =
       Epilogue::kReads ? map_of(g.e.data, g.M, g.N, g.e.ld, n, batch.e_stride, 16) : a;
 
-  constexpr int kBytes = Shared<Epilogue>::kBytes;
-  const auto kernel = product_kernel<Form, Epilogue>;
-  static const int most_blocks = [&] {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (status != cudaSuccess)
-      fail(ErrorKind::device, "gemm on cuda: {} bytes of shared memory: {}", kBytes,
-           cudaGetErrorString(status));
-    return cuda::device_info().multiprocessors / kCluster * kCluster;
-  }();
-  const int blocks = std::min(most_blocks, p.tiles() * kCluster);
-  cudaLaunchAttribute cluster{.id = cudaLaunchAttributeClusterDimension};
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  const cudaLaunchConfig_t config{.gridDim = static_cast<unsigned>(blocks),
-                                  .blockDim = kThreads,
-                                  .dynamicSmemBytes = kBytes,
-                                  .stream = cuda_stream(exec),
-                                  .attrs = &cluster,
-                                  .numAttrs = 1};
-  (void)cudaLaunchKernelEx(&config, kernel, p, epilogue, a, b, c, e);
-  cuda::check_launch("a product");
+  launch<product_kernel<Form, Epilogue>, Shared<Epilogue>::kBytes>(exec, p.tiles(), p, epilogue, a,
+                                                                   b, c, e);
 }
+
+/// The same for Gemm::symmetric, as GemmCudaFactors says: tiles of 128 x 128 on and below the
+/// diagonal, the others mirrored from them.
+void enqueue_symmetric(const Exec& exec,
+                       const Gemm& g,
+                       const GemmBatch& batch,
+                       const GemmCudaFactors& factors);
 
 }  // namespace tightloop::sm90

@@ -40,6 +40,9 @@ struct Stack {
   void push() { cuda::copy_to_device(device, host.data(), bytes()); }
   void pull() { cuda::copy_to_host(host.data(), device, bytes()); }
   GemmInput in() const { return {.data = device, .dtype = DType::bf16, .ld = ld}; }
+  bf16& at(int64_t n, int64_t i, int64_t j) {
+    return host[static_cast<size_t>(n * stride() + i * ld + j)];
+  }
   std::vector<double> matrix(int64_t n) const {
     std::vector<double> out;
     for (int64_t i = 0; i < rows; ++i)
@@ -55,6 +58,7 @@ struct Scenario {
   GemmEpilogue epilogue = GemmEpilogue::none;
   int64_t pad = 0, count = 1;
   GemmCudaFactors factors = {};
+  bool symmetric = false;  // N is M, B is A
 };
 
 /// An element's error: a few roundings of its partial sums, each below eps * sum |a b|, through the
@@ -63,10 +67,19 @@ void check(const Scenario& s) {
   SCOPED_TRACE(fmt::format("form {} {} x {} x {} epilogue {} pad {} count {}",
                            static_cast<int>(s.form), s.M, s.N, s.K, static_cast<int>(s.epilogue),
                            s.pad, s.count));
+  if (s.symmetric) {
+    ASSERT_EQ(s.M, s.N);
+  }
   const bool nt = s.form == GemmForm::nt;
-  Stack a(s.count, s.M, s.K, s.pad, 1), b(s.count, nt ? s.N : s.K, nt ? s.K : s.N, s.pad, 2);
+  Stack a(s.count, s.M, s.K, s.pad, 1);
+  Stack b(s.count, nt ? s.N : s.K, nt ? s.K : s.N, s.pad, s.symmetric ? 1 : 2);
   Stack c(s.count, s.M, s.N, s.pad, 3), e(s.count, s.M, s.N, s.pad, 4);
   for (bf16& x : e.host) x = to_bf16(to_float(x) > 0 ? to_float(x) * to_float(x) : 0.0f);
+  if (s.symmetric) {
+    for (int64_t n = 0; n < s.count; ++n)
+      for (int64_t i = 0; i < s.M; ++i)
+        for (int64_t j = 0; j < i; ++j) e.at(n, j, i) = e.at(n, i, j);
+  }
   e.push();
   const std::vector<bf16> before = c.host;
   Gemm g{.form = s.form,
@@ -74,9 +87,10 @@ void check(const Scenario& s) {
          .N = s.N,
          .K = s.K,
          .a = a.in(),
-         .b = b.in(),
+         .b = s.symmetric ? a.in() : b.in(),
          .c = {.data = c.device, .dtype = DType::bf16, .ld = c.ld},
-         .epilogue = s.epilogue};
+         .epilogue = s.epilogue,
+         .symmetric = s.symmetric};
   if (s.epilogue == GemmEpilogue::relu2_bwd || s.epilogue == GemmEpilogue::add) g.e = e.in();
   const GemmBatch batch{.count = s.count,
                         .a_stride = a.stride(),
@@ -119,13 +133,26 @@ void check(const Scenario& s) {
         expected *= 2 * std::sqrt(of_e[i]);
         error *= 2 * std::sqrt(of_e[i]) + 1e-6;
       } else {
-        const double added = s.epilogue == GemmEpilogue::add ? s.factors.added * of_e[i] : 0.0;
+        double added = s.epilogue == GemmEpilogue::add ? s.factors.added * of_e[i] : 0.0;
+        if (static_cast<int64_t>(i) % (s.N + 1) == 0) added += s.factors.diagonal;
         expected = s.factors.product * expected + added;
-        error = std::abs(s.factors.product) * error + 0x1p-22 * std::abs(added);
+        error = std::abs(s.factors.product) * error +
+                0x1p-22 * (std::abs(added) + std::abs(s.factors.diagonal));
       }
       error += 0x1.02p-8 * (std::abs(expected) + error) + 1e-30;
       ASSERT_NEAR(of_c[i], expected, error) << "matrix " << n << " element " << i;
     }
+  }
+  if (s.symmetric) {
+    for (int64_t n = 0; n < s.count; ++n)
+      for (int64_t i = 0; i < s.M; ++i)
+        for (int64_t j = 0; j < i; ++j)
+          ASSERT_EQ(c.at(n, i, j).bits, c.at(n, j, i).bits) << n << ": " << i << ", " << j;
+    const std::vector<bf16> once = c.host;
+    gemm_sm90({.device = Device::cuda, .stream = cuda::stream()}, g, batch, s.factors);
+    cuda::synchronize();
+    c.pull();
+    ASSERT_EQ(std::memcmp(once.data(), c.host.data(), static_cast<size_t>(c.bytes())), 0);
   }
   for (int64_t i = 0; i < s.count * s.M; ++i)
     for (int64_t j = s.N; j < c.ld; ++j) {
@@ -174,6 +201,34 @@ TEST_F(GemmSm90, MatchesRefStacksAndMoreTilesThanBlocks) {
   }
 }
 
+TEST_F(GemmSm90, SymmetricProductsMatchRefAndAreSymmetric) {
+  // One tile, an odd and an even number of them, some cut off; stacks with a matrix left over.
+  for (int64_t M : {8, 120, 128, 136, 256, 384, 520, 768})
+    for (int64_t count : {1, 2, 3})
+      for (GemmEpilogue epilogue : {GemmEpilogue::none, GemmEpilogue::add})
+        check({.form = GemmForm::nt,
+               .M = M,
+               .N = M,
+               .K = 72 + 8 * count,
+               .epilogue = epilogue,
+               .pad = 8 * (count - 1),
+               .count = count,
+               .factors = {.product = -0.5f, .added = 3.0f, .diagonal = 20.0f},
+               .symmetric = true});
+}
+
+TEST_F(GemmSm90, SymmetricProductsOfMoreTilesThanBlocks) {
+  check({.M = 200, .N = 200, .K = 136, .count = 101, .symmetric = true});
+  check({.M = 2328, .N = 2328, .K = 136, .symmetric = true});
+  for (int64_t K : {72, 712})  // less and more than the stages hold
+    check({.M = 768,
+           .N = 768,
+           .K = K,
+           .epilogue = GemmEpilogue::add,
+           .count = K < 100 ? 9 : 2,
+           .symmetric = true});
+}
+
 TEST_F(GemmSm90, SaysWhatItDoesNotTake) {
   Stack a(1, 16, 16, 0, 1), b(1, 16, 16, 0, 2), c(1, 16, 16, 0, 3);
   const Gemm fine{.form = GemmForm::nt,
@@ -203,6 +258,15 @@ TEST_F(GemmSm90, SaysWhatItDoesNotTake) {
   g = fine;
   g.c.dtype = DType::f32;
   EXPECT_TRUE(refused(g));
+  g = fine;
+  g.symmetric = true;
+  EXPECT_TRUE(refused(g));  // B is not A
+  g.b.data = a.device;
+  EXPECT_FALSE(refused(g));
+  g.epilogue = GemmEpilogue::relu2;
+  EXPECT_TRUE(refused(g));
+  g = fine;
+  g.c.dtype = DType::f32;
   EXPECT_THROW(gemm_sm90({.device = Device::cuda, .stream = cuda::stream()}, g), Error);
 }
 

@@ -5,7 +5,7 @@
 
 #include "tightloop/ops/common/cuda_pack.cuh"
 #include "tightloop/ops/common/cuda_rows.cuh"
-#include "tightloop/ops/common/gemm_cuda.h"
+#include "tightloop/ops/common/gemm_sm90.h"
 #include "tightloop/ops/polar_express/polar_express_kernels.h"
 
 namespace tightloop {
@@ -67,6 +67,38 @@ __global__ void __launch_bounds__(kRowThreads)
   });
 }
 
+constexpr int kTile = 64;  // rows and columns that a block of transpose_scaled turns
+
+/// y = transposed(x * row_factor) for every matrix of a stack, x (rows, cols).
+template <typename From, typename To>
+__global__ void __launch_bounds__(kRowThreads) transpose_scaled(const __grid_constant__ From x,
+                                                                const __grid_constant__ To y,
+                                                                const float* row_factor,
+                                                                int rows,
+                                                                int cols) {
+  __shared__ float tile[kTile][kTile + 1];
+  const int of_matrix = (rows + kTile - 1) / kTile * ((cols + kTile - 1) / kTile);
+  const int64_t matrix = blockIdx.x / of_matrix;
+  const int across = (cols + kTile - 1) / kTile, in_matrix = blockIdx.x % of_matrix;
+  const int row = in_matrix / across * kTile, col = in_matrix % across * kTile;
+  // Two neighbours a lane, both here and there; a warp takes every eighth row of the tile.
+  const int warp = threadIdx.x / kWarp, pair = threadIdx.x % kWarp * 2;
+#pragma unroll
+  for (int r = warp; r < kTile; r += kRowThreads / kWarp) {
+    if (row + r >= rows || col + pair >= cols) continue;
+    float values[2];
+    load_floats<2>(x(matrix * rows + row + r) + col + pair, values);
+    const float factor = row_factor == nullptr ? 1.0f : row_factor[matrix * rows + row + r];
+    tile[r][pair] = values[0] * factor, tile[r][pair + 1] = values[1] * factor;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int c = warp; c < kTile; c += kRowThreads / kWarp) {
+    if (col + c >= cols || row + pair >= rows) continue;
+    store_floats<2>(y(matrix * cols + col + c) + row + pair, {tile[pair][c], tile[pair + 1][c]});
+  }
+}
+
 /// One call: the stack's shape, and the launches over all of its matrices.
 template <typename T>
 class Stack {
@@ -84,107 +116,158 @@ class Stack {
       u_.at[i] = a.u[i].template as<float>(), x_.at[i] = a.x[i].template as<float>();
       packed_ = packed_ && start_at_16_bytes({u_.at[i], x_.at[i]});
     }
+    // The kernel for Hopper takes products of rows with rows: a tall matrix is held transposed.
+    const bool transposed = shape_[0] > shape_[1] && packed_;
+    hold(transposed ? Shape{shape_[1], shape_[0]} : shape_);
+    halves_ = gemm_sm90_takes(gram(), gram_batch());
+    if (!halves_) hold(shape_);
   }
 
   void run() {
-    find_squares(u_);
+    find_squares(u_, shape_);
     initial_factors<<<static_cast<unsigned>(count_), kThreads, 0, cuda_stream(exec_)>>>(
         scratch_.row_squares, scratch_.row_factor, shape_[0], a_.options.row_equilibrate,
         a_.options.norm_factor);
-    scale(u_, rows_of(scratch_.from), scratch_.row_factor);
+    scale(u_, rows_of(scratch_.from), shape_, scratch_.row_factor);
     for (int64_t k = 0; k < a_.options.steps; ++k) step(kPolarSteps[static_cast<size_t>(k)]);
     if (!a_.options.renormalize) {
-      scale(rows_of(scratch_.from), x_, nullptr);
+      scale(rows_of(scratch_.from), x_, held_, nullptr);
     } else {
-      find_squares(rows_of(scratch_.from));
+      find_squares(rows_of(scratch_.from), held_);
       final_factors<<<static_cast<unsigned>(count_), kThreads, 0, cuda_stream(exec_)>>>(
-          scratch_.row_squares, scratch_.row_factor, shape_[0],
+          scratch_.row_squares, scratch_.row_factor, held_[0],
           std::sqrt(static_cast<double>(side_)));
-      scale(rows_of(scratch_.from), x_, scratch_.row_factor);
+      scale(rows_of(scratch_.from), x_, held_, scratch_.row_factor);
     }
     cuda::check_launch("polar_express");
   }
 
  private:
-  int64_t rows() const { return count_ * shape_[0]; }
+  static constexpr DType kType = DTypeOf<T>::value;
+
+  /// Matrices of this shape lie in the stack.
+  void hold(const Shape& shape) {
+    held_ = shape;
+    scratch_.ld = (shape[1] + 7) / 8 * 8;
+  }
+
   StackRows<T> rows_of(std::byte* stack) const {
     return {reinterpret_cast<T*>(stack), scratch_.ld};
   }
 
   template <typename Rows>
-  void find_squares(const Rows& x) {
-    sum_row_squares_cuda(exec_, x, scratch_.row_squares, rows(), shape_[1], packed_);
+  void find_squares(const Rows& x, const Shape& shape) {
+    sum_row_squares_cuda(exec_, x, scratch_.row_squares, count_ * shape[0], shape[1], packed_);
   }
 
+  /// y = x * row_factor, x of this shape; between the stack and the operands, transposed if the
+  /// stack is.
   template <typename From, typename To>
-  void scale(const From& x, const To& y, const float* row_factor) {
+  void scale(const From& x, const To& y, const Shape& shape, const float* row_factor) {
+    const int64_t rows = count_ * shape[0];
+    if (held_ != shape_) {
+      const int64_t tiles =
+          count_ * ((shape[0] + kTile - 1) / kTile) * ((shape[1] + kTile - 1) / kTile);
+      transpose_scaled<<<grid_for(tiles, 1), kRowThreads, 0, cuda_stream(exec_)>>>(
+          x, y, row_factor, static_cast<int>(shape[0]), static_cast<int>(shape[1]));
+      return;
+    }
     const auto kernel = packed_ ? scale_rows<kRowPack, From, To> : scale_rows<1, From, To>;
-    kernel<<<row_piece_blocks(rows(), shape_[1]), kRowThreads, 0, cuda_stream(exec_)>>>(
-        x, y, row_factor, rows(), shape_[1]);
+    kernel<<<row_piece_blocks(rows, shape[1]), kRowThreads, 0, cuda_stream(exec_)>>>(
+        x, y, row_factor, rows, shape[1]);
   }
 
-  /// X <- a X + (b A + c A^2) X in three products, X in scratch_.from before and after.
+  GemmInput x() const { return {.data = scratch_.from, .dtype = kType, .ld = scratch_.ld}; }
+  GemmInput side_matrix(std::byte* data) const {
+    return {.data = data, .dtype = kType, .ld = scratch_.side_ld};
+  }
+
+  /// A = X X^T, or X^T X where X is tall.
+  Gemm gram() const {
+    return {.form = held_[0] > held_[1] ? GemmForm::tn : GemmForm::nt,
+            .M = side_,
+            .N = side_,
+            .K = std::max(shape_[0], shape_[1]),
+            .a = x(),
+            .b = x(),
+            .c = {scratch_.gram, kType, scratch_.side_ld},
+            .symmetric = true};
+  }
+  GemmBatch gram_batch() const {
+    return {.count = count_,
+            .a_stride = scratch_.stride,
+            .b_stride = scratch_.stride,
+            .c_stride = scratch_.side_stride};
+  }
+
+  /// b A + c A^2. The Gram matrix is symmetric, so it may be read by rows on both sides.
+  Gemm polynomial() const {
+    const GemmInput gram = side_matrix(scratch_.gram);
+    return {.form = GemmForm::nt,
+            .M = side_,
+            .N = side_,
+            .K = side_,
+            .a = gram,
+            .b = gram,
+            .c = {scratch_.polynomial, kType, gram.ld},
+            .epilogue = GemmEpilogue::add,
+            .e = gram,
+            .symmetric = true};
+  }
+  GemmBatch polynomial_batch() const {
+    const int64_t of_side = scratch_.side_stride;
+    return {.count = count_,
+            .a_stride = of_side,
+            .b_stride = of_side,
+            .c_stride = of_side,
+            .e_stride = of_side};
+  }
+
+  /// X <- a X + (b A + c A^2) X in three products, X in scratch_.from before and after. Where
+  /// symmetric products are computed by halves, a X comes in as a I beside b A + c A^2.
   void step(const PolarCoefficients& c) {
-    constexpr DType kType = DTypeOf<T>::value;
-    const bool tall = shape_[0] > shape_[1];
-    const GemmInput x{.data = scratch_.from, .dtype = kType, .ld = scratch_.ld};
-    const GemmInput gram{.data = scratch_.gram, .dtype = kType, .ld = scratch_.side_ld};
-    const GemmInput polynomial{.data = scratch_.polynomial, .dtype = kType, .ld = gram.ld};
+    GemmCudaFactors of_polynomial{.product = static_cast<float>(c.c),
+                                  .added = static_cast<float>(c.b)};
+    if (halves_) {
+      of_polynomial.diagonal = static_cast<float>(c.a);
+      gemm_sm90(exec_, gram(), gram_batch());
+      gemm_sm90(exec_, polynomial(), polynomial_batch(), of_polynomial);
+    } else {
+      gemm_cuda(exec_, gram(), gram_batch());
+      gemm_cuda(exec_, polynomial(), polynomial_batch(), of_polynomial);
+    }
+    const bool tall = held_[0] > held_[1];
+    const GemmInput left = side_matrix(scratch_.polynomial);
     const int64_t of_x = scratch_.stride, of_side = scratch_.side_stride;
     gemm_cuda(exec_,
-              {.form = tall ? GemmForm::tn : GemmForm::nt,
-               .M = side_,
-               .N = side_,
-               .K = std::max(shape_[0], shape_[1]),
-               .a = x,
-               .b = x,
-               .c = {scratch_.gram, kType, gram.ld}},
-              {.count = count_, .a_stride = of_x, .b_stride = of_x, .c_stride = of_side});
-    // The Gram matrix is symmetric, so it may be read by rows on both sides.
-    gemm_cuda(exec_,
-              {.form = GemmForm::nt,
-               .M = side_,
-               .N = side_,
-               .K = side_,
-               .a = gram,
-               .b = gram,
-               .c = {scratch_.polynomial, kType, polynomial.ld},
-               .epilogue = GemmEpilogue::add,
-               .e = gram},
-              {.count = count_,
-               .a_stride = of_side,
-               .b_stride = of_side,
-               .c_stride = of_side,
-               .e_stride = of_side},
-              {.product = static_cast<float>(c.c), .added = static_cast<float>(c.b)});
-    gemm_cuda(exec_,
               {.form = GemmForm::nn,
-               .M = shape_[0],
-               .N = shape_[1],
+               .M = held_[0],
+               .N = held_[1],
                .K = side_,
-               .a = tall ? x : polynomial,
-               .b = tall ? polynomial : x,
-               .c = {scratch_.to, kType, x.ld},
-               .epilogue = GemmEpilogue::add,
-               .e = x},
+               .a = tall ? x() : left,
+               .b = tall ? left : x(),
+               .c = {scratch_.to, kType, scratch_.ld},
+               .epilogue = halves_ ? GemmEpilogue::none : GemmEpilogue::add,
+               .e = x()},
               {.count = count_,
                .a_stride = tall ? of_x : of_side,
                .b_stride = tall ? of_side : of_x,
                .c_stride = of_x,
                .e_stride = of_x},
-              {.product = 1.0f, .added = static_cast<float>(c.a)});
+              {.product = 1.0f, .added = halves_ ? 1.0f : static_cast<float>(c.a)});
     std::swap(scratch_.from, scratch_.to);
   }
 
   const Exec& exec_;
   const PolarExpress& a_;
   int64_t count_;
-  Shape shape_;
+  Shape shape_, held_;  // of the operands and of the matrices in the stack
   int64_t side_;
   PolarStack scratch_;
   OperandRows<const float> u_{};
   OperandRows<float> x_{};
   bool packed_ = false;
+  bool halves_ = false;  // symmetric products are computed by halves
 };
 
 }  // namespace
