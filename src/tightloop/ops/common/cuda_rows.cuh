@@ -18,6 +18,8 @@ struct OperandRows {
   int64_t rows, cols;
 
   __device__ T* operator()(int64_t r) const { return at[r / rows] + r % rows * cols; }
+  /// From one row of a matrix to its next.
+  __device__ int64_t pitch() const { return cols; }
 };
 /// … or of a stack in the scratch.
 template <typename T>
@@ -26,6 +28,7 @@ struct StackRows {
   int64_t ld;
 
   __device__ T* operator()(int64_t r) const { return first + r * ld; }
+  __device__ int64_t pitch() const { return ld; }
 };
 
 /// squares[r] = the sum of row r's squares: products in f32, sums in float64. A warp takes a row.

@@ -77,25 +77,29 @@ __global__ void __launch_bounds__(kRowThreads) transpose_scaled(const __grid_con
                                                                 int rows,
                                                                 int cols) {
   __shared__ float tile[kTile][kTile + 1];
-  const int of_matrix = (rows + kTile - 1) / kTile * ((cols + kTile - 1) / kTile);
+  const int across = (cols + kTile - 1) / kTile;
+  const int of_matrix = (rows + kTile - 1) / kTile * across;
   const int64_t matrix = blockIdx.x / of_matrix;
-  const int across = (cols + kTile - 1) / kTile, in_matrix = blockIdx.x % of_matrix;
+  const int in_matrix = static_cast<int>(blockIdx.x % of_matrix);
   const int row = in_matrix / across * kTile, col = in_matrix % across * kTile;
   // Two neighbours a lane, both here and there; a warp takes every eighth row of the tile.
+  constexpr int kWarps = kRowThreads / kWarp;
   const int warp = threadIdx.x / kWarp, pair = threadIdx.x % kWarp * 2;
+  const auto* from = x(matrix * rows + row) + col + pair;
 #pragma unroll
-  for (int r = warp; r < kTile; r += kRowThreads / kWarp) {
+  for (int r = warp; r < kTile; r += kWarps) {
     if (row + r >= rows || col + pair >= cols) continue;
     float values[2];
-    load_floats<2>(x(matrix * rows + row + r) + col + pair, values);
+    load_floats<2>(from + r * x.pitch(), values);
     const float factor = row_factor == nullptr ? 1.0f : row_factor[matrix * rows + row + r];
     tile[r][pair] = values[0] * factor, tile[r][pair + 1] = values[1] * factor;
   }
   __syncthreads();
+  auto* to = y(matrix * cols + col) + row + pair;
 #pragma unroll
-  for (int c = warp; c < kTile; c += kRowThreads / kWarp) {
+  for (int c = warp; c < kTile; c += kWarps) {
     if (col + c >= cols || row + pair >= rows) continue;
-    store_floats<2>(y(matrix * cols + col + c) + row + pair, {tile[pair][c], tile[pair + 1][c]});
+    store_floats<2>(to + c * y.pitch(), {tile[pair][c], tile[pair + 1][c]});
   }
 }
 
