@@ -38,6 +38,13 @@ struct Walk {
   }
 };
 
+constexpr int kStages = 5;
+/// Of shared memory, see Memory.
+constexpr int kBytes = 1024 + kStages * 2 * kBytesX + 8 * kParts * kBytesBox + 2 * kBytesMirror +
+                       (2 * kStages + 8) * 8;
+
+#if TL_HOPPER_CODE
+
 /// A block's tile. Past the last matrix it reads zeros and stores nothing.
 struct Work {
   int row, col, matrix;  // in tiles
@@ -60,10 +67,6 @@ __device__ Work work_at(const Walk& w, int turn, int rank) {
 /// Shared memory of a block, as addresses: the stages, for e and C the boxes of each of the eight
 /// warps, the mirrored rows of each warpgroup, and barriers.
 struct Memory {
-  static constexpr int kStages = 5;
-  static constexpr int kBytes = 1024 + kStages * 2 * kBytesX + 8 * kParts * kBytesBox +
-                                2 * kBytesMirror + (2 * kStages + 8) * 8;
-
   unsigned base;
   __device__ explicit Memory(unsigned start) : base((start + 1023) / 1024 * 1024) {}
   __device__ unsigned rows(int stage) const { return base + stage * 2 * kBytesX; }
@@ -75,14 +78,12 @@ struct Memory {
   __device__ unsigned added(int warp) const { return full(2 * kStages + warp); }
 };
 
-#if TL_HOPPER_CODE
-
 /// One thread: brings X for all of the block's tiles.
 __device__ void feed(const Walk& w, const Memory& shared, const CUtensorMap& x) {
   using namespace hopper;
   const int rank = static_cast<int>(cluster_rank());
   constexpr uint16_t kBoth = (1 << kCluster) - 1;
-  Place<Memory::kStages> at;
+  Place<kStages> at;
   for (int turn = blockIdx.x / kCluster; turn < w.turns(); turn += gridDim.x / kCluster) {
     const Work work = work_at(w, turn, rank);
     const int row = work.row * kSide, col = work.col * kSide;
@@ -158,7 +159,7 @@ __device__ void multiply(const Walk& w,
   const bool frees = lane == 0 && warp < kCluster;
   unsigned parity = 0;  // of the barrier for e
   float sums[64];
-  Place<Memory::kStages> at;
+  Place<kStages> at;
   for (int turn = blockIdx.x / kCluster; turn < w.turns(); turn += gridDim.x / kCluster) {
     const Work work = work_at(w, turn, rank);
     const int of_group = work.row * kSide + group * kHalf, col = work.col * kSide;
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ unsigned char memory[];
   const Memory shared(shared_address(memory));
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Memory::kStages; ++stage) {
+    for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(shared.full(stage), 1);
       barrier_init(shared.empty(stage), 2 * kCluster);
     }
@@ -266,10 +267,9 @@ void enqueue_symmetric(const Exec& exec,
   const CUtensorMap c = map_of(g.c.data, g.M, g.N, g.c.ld, n, batch.c_stride, 16);
   const CUtensorMap c_mirror = map_of(g.c.data, g.M, g.N, g.c.ld, n, batch.c_stride, kSide);
   if (g.epilogue == GemmEpilogue::none)
-    return launch<symmetric_kernel<false>, Memory::kBytes>(exec, w.turns(), w, factors, x, c,
-                                                           c_mirror, c);
+    return launch<symmetric_kernel<false>, kBytes>(exec, w.turns(), w, factors, x, c, c_mirror, c);
   const CUtensorMap e = map_of(g.e.data, g.M, g.N, g.e.ld, n, batch.e_stride, 16);
-  launch<symmetric_kernel<true>, Memory::kBytes>(exec, w.turns(), w, factors, x, c, c_mirror, e);
+  launch<symmetric_kernel<true>, kBytes>(exec, w.turns(), w, factors, x, c, c_mirror, e);
 }
 
 }  // namespace tightloop::sm90
