@@ -145,21 +145,24 @@ void bench_muon(const Shape& shape, int samples) {
                   {static_cast<std::byte*>(scratch.view().data), static_cast<size_t>(bytes)}};
   const auto side = static_cast<double>(std::min(shape[0], shape[1]));
   const auto elems = static_cast<double>(shape.elems());
-  const ConstTensorView from = u.view();
-  const TensorView to = x.view();
+  const ConstTensorView of_g = g.view(), of_u = u.view(), of_x = x.view();
+  const TensorView to_momentum = momentum.view(), to_u = u.view(), to_x = x.view();
+  const TensorView to_p = p.view(), to_second = second.view();
   std::vector<Arm> arms;
   arms.push_back({"polar", 5 * (3 * side * elems + side * side * side), [&] {
-                    polar_express(exec, {.u = {&from, 1}, .x = {&to, 1}, .options = {}});
+                    polar_express(exec, {.u = {&of_u, 1}, .x = {&to_x, 1}, .options = {}});
                   }});
   arms.push_back(
       {"momentum", 16 * elems, [&] {
          muon_momentum(
-             exec, {.g = g.view(), .hyper = hypers, .momentum = momentum.view(), .u = u.view()});
+             exec,
+             {.g = {&of_g, 1}, .hyper = hypers, .momentum = {&to_momentum, 1}, .u = {&to_u, 1}});
        }});
   arms.push_back(
       {"update", 16 * elems, [&] {
          muon_update(
-             exec, {.x = x.view(), .hyper = hypers, .p = p.view(), .second_moment = second.view()});
+             exec,
+             {.x = {&of_x, 1}, .hyper = hypers, .p = {&to_p, 1}, .second_moment = {&to_second, 1}});
        }});
   measure(arms, samples);
   std::printf(
