@@ -7,76 +7,109 @@
 namespace tightloop {
 
 constexpr int kRowThreads = 256;
-constexpr int64_t kRowPiece{512};  // columns of a row that one warp takes
-constexpr int kRowPack = 4;        // elements a lane moves at once, where columns are a multiple
-constexpr int kMostStacked = 64;   // matrices of one shape in one launch
+constexpr int kRowWarps = kRowThreads / kWarp;
+constexpr int kRowPiece = 512;    // columns of a row that one warp takes
+constexpr int kRowPack = 4;       // elements a lane moves at once, where columns are a multiple
+constexpr int kMostStacked = 64;  // matrices of one shape in one launch
 
-/// The rows of all matrices, one after the other: of operands, each matrix somewhere else, …
+/// Where the rows of a stack's matrices are: of operands, each matrix somewhere else, …
 template <typename T>
 struct OperandRows {
   T* at[kMostStacked];
   int64_t rows, cols;
 
-  __device__ T* operator()(int64_t r) const { return at[r / rows] + r % rows * cols; }
+  __device__ T* row(int matrix, int64_t r) const { return at[matrix] + r * cols; }
   /// From one row of a matrix to its next.
   __device__ int64_t pitch() const { return cols; }
 };
-/// … or of a stack in the scratch.
+/// … or of matrices in the scratch, one after the other.
 template <typename T>
 struct StackRows {
   T* first;
-  int64_t ld;
+  int64_t stride, ld;
 
-  __device__ T* operator()(int64_t r) const { return first + r * ld; }
+  __device__ T* row(int matrix, int64_t r) const { return first + matrix * stride + r * ld; }
   __device__ int64_t pitch() const { return ld; }
 };
 
-/// squares[r] = the sum of row r's squares: products in f32, sums in float64. A warp takes a row.
+/// The order in which a pass takes its matrices and their rows. A pass that goes against the one
+/// before it finds in the last cache what that one touched last.
+enum class Pass { forwards, backwards };
+
+/// A block's place in a grid of (parts of a matrix, matrices).
+struct StackPlace {
+  unsigned part;
+  int matrix;
+
+  __device__ explicit StackPlace(Pass pass)
+      : part(pass == Pass::forwards ? blockIdx.x : gridDim.x - 1 - blockIdx.x),
+        matrix(static_cast<int>(pass == Pass::forwards ? blockIdx.y : gridDim.y - 1 - blockIdx.y)) {
+  }
+};
+
+/// squares[matrix * rows + r] = the sum of row r's squares: products and sums of packs in f32, the
+/// rest in float64. A warp takes a row.
 template <int N, typename Rows>
-__global__ void __launch_bounds__(kRowThreads)
-    sum_row_squares(const __grid_constant__ Rows x, double* squares, int64_t rows, int64_t cols) {
-  constexpr int64_t kWarps = kRowThreads / kWarp;
-  const int64_t row = blockIdx.x * kWarps + threadIdx.x / kWarp;
+__global__ void __launch_bounds__(kRowThreads) sum_row_squares(
+    const __grid_constant__ Rows x, double* squares, int64_t rows, int64_t cols, Pass pass) {
+  const StackPlace place(pass);
+  const int64_t row = static_cast<int64_t>(place.part) * kRowWarps + threadIdx.x / kWarp;
   if (row >= rows) return;
-  const auto* of_row = x(row);
+  const auto* of_row = x.row(place.matrix, row);
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   double sum = 0.0;
 #pragma unroll 4
   for (int64_t c = lane * N; c < cols; c += kWarp * N) {
     float values[N];
     load_floats<N>(of_row + c, values);
+    float of_pack = values[0] * values[0];
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += static_cast<double>(values[j] * values[j]);
+    for (int j = 1; j < N; ++j) of_pack += values[j] * values[j];
+    sum += static_cast<double>(of_pack);
   }
   sum = warp_sum_f64(sum);
-  if (lane == 0) squares[row] = sum;
+  if (lane == 0) squares[place.matrix * rows + row] = sum;
 }
 
 /// Packs: every row of x starts at a pack of kRowPack elements.
 template <typename Rows>
-void sum_row_squares_cuda(
-    const Exec& exec, const Rows& x, double* squares, int64_t rows, int64_t cols, bool packs) {
+void sum_row_squares_cuda(const Exec& exec,
+                          const Rows& x,
+                          double* squares,
+                          int64_t matrices,
+                          int64_t rows,
+                          int64_t cols,
+                          bool packs,
+                          Pass pass = Pass::forwards) {
   const auto kernel = packs ? sum_row_squares<kRowPack, Rows> : sum_row_squares<1, Rows>;
-  kernel<<<grid_for(rows, kRowThreads / kWarp), kRowThreads, 0, cuda_stream(exec)>>>(x, squares,
-                                                                                     rows, cols);
+  const dim3 grid(grid_for(rows, kRowWarps), static_cast<unsigned>(matrices));
+  kernel<<<grid, kRowThreads, 0, cuda_stream(exec)>>>(x, squares, rows, cols, pass);
 }
 
-inline unsigned row_piece_blocks(int64_t rows, int64_t cols) {
+inline dim3 row_piece_grid(int64_t matrices, int64_t rows, int64_t cols) {
   const int64_t pieces = (cols + kRowPiece - 1) / kRowPiece;
-  const int64_t warps = kRowThreads / kWarp;
-  return grid_for((rows + warps - 1) / warps * pieces, 1);
+  return dim3(grid_for((rows + kRowWarps - 1) / kRowWarps * pieces, 1),
+              static_cast<unsigned>(matrices));
 }
 
-/// Inside a kernel of row_piece_blocks() blocks of kRowThreads: fn(row, column) for the first of
-/// every N neighbouring elements, each by one thread; a warp stays in one row.
-template <int N, typename Fn>
-__device__ void for_row_piece(int64_t rows, int64_t cols, Fn&& fn) {
-  const int64_t pieces = (cols + kRowPiece - 1) / kRowPiece;
-  const int64_t row = blockIdx.x / pieces * (kRowThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= rows) return;
-  const int64_t begin = blockIdx.x % pieces * kRowPiece;
-  const int64_t end = begin + kRowPiece < cols ? begin + kRowPiece : cols;
-  for (int64_t c = begin + threadIdx.x % kWarp * N; c < end; c += kWarp * N) fn(row, c);
-}
+/// What a lane takes in a kernel of row_piece_grid() blocks of kRowThreads: packs of N elements of
+/// one row, kWarp * N columns apart. All are to be loaded before the first is stored.
+template <int N>
+struct RowPiece {
+  static constexpr int kPacks = kRowPiece / (kWarp * N);
+  int matrix;
+  int64_t row, col;  // col: of the first pack
+  int64_t left;      // columns from there on; none beyond the last row
+
+  __device__ RowPiece(int64_t rows, int64_t cols, Pass pass) {
+    const StackPlace place(pass);
+    const auto pieces = static_cast<unsigned>((cols + kRowPiece - 1) / kRowPiece);
+    matrix = place.matrix;
+    row = static_cast<int64_t>(place.part / pieces) * kRowWarps + threadIdx.x / kWarp;
+    col = static_cast<int64_t>(place.part % pieces) * kRowPiece + threadIdx.x % kWarp * N;
+    left = row < rows ? cols - col : 0;
+  }
+  __device__ bool holds(int pack) const { return pack * kWarp * N < left; }
+};
 
 }  // namespace tightloop

@@ -127,7 +127,19 @@ __global__ void __launch_bounds__(kRowThreads)
                const float* hyper,
                double shape_factor) {
   __shared__ float shared_scale;
-  const int64_t matrix = blockIdx.y, rows = xs_of.rows, cols = xs_of.cols;
+  // Backwards: the sums of squares went forwards over x.
+  const RowPiece<N> piece(xs_of.rows, xs_of.cols, Pass::backwards);
+  const int64_t matrix = piece.matrix;
+  const float* x = xs_of.row(piece.matrix, piece.row) + piece.col;
+  float* p = ps_of.row(piece.matrix, piece.row) + piece.col;
+  // Under these loads the first warp finds the scale.
+  Pack<float, N> xs[RowPiece<N>::kPacks], ps[RowPiece<N>::kPacks];
+#pragma unroll
+  for (int k = 0; k < RowPiece<N>::kPacks; ++k) {
+    if (!piece.holds(k)) continue;
+    xs[k] = *reinterpret_cast<const Pack<float, N>*>(x + k * kWarp * N);
+    ps[k] = *reinterpret_cast<const Pack<float, N>*>(p + k * kWarp * N);
+  }
   const double rate = static_cast<double>(hyper[0]) * shape_factor;
   if (threadIdx.x < kWarp) {
     const double norm = norm_factor(of.shares + 2 * matrix * of.share_blocks, of.share_blocks);
@@ -136,21 +148,21 @@ __global__ void __launch_bounds__(kRowThreads)
   __syncthreads();
   const auto decay = static_cast<float>(rate * static_cast<double>(hyper[3]));
   const float scale = shared_scale;
-  const float* x = xs_of.at[matrix];
-  const float* weight = of.weight + matrix * of.groups;
-  float* p = ps_of.at[matrix];
-  for_row_piece<N>(rows, cols, [=](int64_t row, int64_t col) {
-    const int64_t at = row * cols + col;
-    const auto xs = *reinterpret_cast<const Pack<float, N>*>(x + at);
-    auto ps = *reinterpret_cast<const Pack<float, N>*>(p + at);
-    const float row_factor = AlongRows ? scale * weight[row] : 0.0f;
+  if (piece.left <= 0) return;
+  const float* weight = of.weight + matrix * of.groups + (AlongRows ? piece.row : piece.col);
+  const float row_factor = AlongRows ? scale * *weight : 0.0f;
+#pragma unroll
+  for (int k = 0; k < RowPiece<N>::kPacks; ++k) {
+    if (!piece.holds(k)) continue;
+    Pack<float, N> of_cols{};
+    if (!AlongRows) of_cols = *reinterpret_cast<const Pack<float, N>*>(weight + k * kWarp * N);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float factor = AlongRows ? row_factor : scale * weight[col + j];
-      ps.at[j] = updated(ps.at[j], xs.at[j] * factor, decay);
+      const float factor = AlongRows ? row_factor : scale * of_cols.at[j];
+      ps[k].at[j] = updated(ps[k].at[j], xs[k].at[j] * factor, decay);
     }
-    *reinterpret_cast<Pack<float, N>*>(p + at) = ps;
-  });
+    *reinterpret_cast<Pack<float, N>*>(p + k * kWarp * N) = ps[k];
+  }
 }
 
 }  // namespace
@@ -198,7 +210,7 @@ void muon_update_cuda(const Exec& exec, const MuonUpdate& a) {
   }
 
   if (along_rows) {
-    sum_row_squares_cuda(exec, x, of.squares, count * m, n, packed);
+    sum_row_squares_cuda(exec, x, of.squares, count, m, n, packed);
   } else {
     const dim3 grid(grid_for(n, kThreads * (packed ? kPack : 1)),
                     static_cast<unsigned>(kMuonSlices), count);
@@ -213,8 +225,8 @@ void muon_update_cuda(const Exec& exec, const MuonUpdate& a) {
                           : (along_rows ? update_all<1, true> : update_all<1, false>);
   const double shape_factor =
       std::sqrt(std::max(1.0, static_cast<double>(m) / static_cast<double>(n)));
-  kernel<<<dim3(row_piece_blocks(m, n), count), kRowThreads, 0, cuda_stream(exec)>>>(
-      x, p, of, hyper, shape_factor);
+  kernel<<<row_piece_grid(count, m, n), kRowThreads, 0, cuda_stream(exec)>>>(x, p, of, hyper,
+                                                                             shape_factor);
   cuda::check_launch("muon_update");
 }
 

@@ -55,16 +55,28 @@ __global__ void __launch_bounds__(kThreads)
 
 /// y = x * row_factor, or y = x without factors.
 template <int N, typename From, typename To>
-__global__ void __launch_bounds__(kRowThreads)
-    scale_rows(From x, To y, const float* row_factor, int64_t rows, int64_t cols) {
-  for_row_piece<N>(rows, cols, [=](int64_t row, int64_t col) {
-    float values[N];
-    load_floats<N>(x(row) + col, values);
-    const float factor = row_factor == nullptr ? 1.0f : row_factor[row];
+__global__ void __launch_bounds__(kRowThreads) scale_rows(const __grid_constant__ From x,
+                                                          const __grid_constant__ To y,
+                                                          const float* row_factor,
+                                                          int64_t rows,
+                                                          int64_t cols,
+                                                          Pass pass) {
+  const RowPiece<N> piece(rows, cols, pass);
+  if (piece.left <= 0) return;
+  const auto* from = x.row(piece.matrix, piece.row) + piece.col;
+  auto* to = y.row(piece.matrix, piece.row) + piece.col;
+  float values[RowPiece<N>::kPacks][N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) values[j] *= factor;
-    store_floats<N>(y(row) + col, values);
-  });
+  for (int k = 0; k < RowPiece<N>::kPacks; ++k)
+    if (piece.holds(k)) load_floats<N>(from + k * kWarp * N, values[k]);
+  const float factor = row_factor == nullptr ? 1.0f : row_factor[piece.matrix * rows + piece.row];
+#pragma unroll
+  for (int k = 0; k < RowPiece<N>::kPacks; ++k) {
+    if (!piece.holds(k)) continue;
+#pragma unroll
+    for (float& value : values[k]) value *= factor;
+    store_floats<N>(to + k * kWarp * N, values[k]);
+  }
 }
 
 constexpr int kTile = 64;  // rows and columns that a block of transpose_scaled turns
@@ -75,29 +87,28 @@ __global__ void __launch_bounds__(kRowThreads) transpose_scaled(const __grid_con
                                                                 const __grid_constant__ To y,
                                                                 const float* row_factor,
                                                                 int rows,
-                                                                int cols) {
+                                                                int cols,
+                                                                Pass pass) {
   __shared__ float tile[kTile][kTile + 1];
-  const int across = (cols + kTile - 1) / kTile;
-  const int of_matrix = (rows + kTile - 1) / kTile * across;
-  const int64_t matrix = blockIdx.x / of_matrix;
-  const int in_matrix = static_cast<int>(blockIdx.x % of_matrix);
-  const int row = in_matrix / across * kTile, col = in_matrix % across * kTile;
+  const StackPlace place(pass);
+  const int across = (cols + kTile - 1) / kTile, at = static_cast<int>(place.part);
+  const int row = at / across * kTile, col = at % across * kTile;
   // Two neighbours a lane, both here and there; a warp takes every eighth row of the tile.
-  constexpr int kWarps = kRowThreads / kWarp;
   const int warp = threadIdx.x / kWarp, pair = threadIdx.x % kWarp * 2;
-  const auto* from = x(matrix * rows + row) + col + pair;
+  const auto* from = x.row(place.matrix, row) + col + pair;
+  const int64_t factors = static_cast<int64_t>(place.matrix) * rows + row;
 #pragma unroll
-  for (int r = warp; r < kTile; r += kWarps) {
+  for (int r = warp; r < kTile; r += kRowWarps) {
     if (row + r >= rows || col + pair >= cols) continue;
     float values[2];
     load_floats<2>(from + r * x.pitch(), values);
-    const float factor = row_factor == nullptr ? 1.0f : row_factor[matrix * rows + row + r];
+    const float factor = row_factor == nullptr ? 1.0f : row_factor[factors + r];
     tile[r][pair] = values[0] * factor, tile[r][pair + 1] = values[1] * factor;
   }
   __syncthreads();
-  auto* to = y(matrix * cols + col) + row + pair;
+  auto* to = y.row(place.matrix, col) + row + pair;
 #pragma unroll
-  for (int c = warp; c < kTile; c += kWarps) {
+  for (int c = warp; c < kTile; c += kRowWarps) {
     if (col + c >= cols || row + pair >= rows) continue;
     store_floats<2>(to + c * y.pitch(), {tile[pair][c], tile[pair + 1][c]});
   }
@@ -128,20 +139,20 @@ class Stack {
   }
 
   void run() {
-    find_squares(u_, shape_);
+    find_squares(u_, shape_, Pass::forwards);
     initial_factors<<<static_cast<unsigned>(count_), kThreads, 0, cuda_stream(exec_)>>>(
         scratch_.row_squares, scratch_.row_factor, shape_[0], a_.options.row_equilibrate,
         a_.options.norm_factor);
-    scale(u_, rows_of(scratch_.from), shape_, scratch_.row_factor);
+    scale(u_, rows_of(scratch_.from), shape_, scratch_.row_factor, Pass::backwards);
     for (int64_t k = 0; k < a_.options.steps; ++k) step(kPolarSteps[static_cast<size_t>(k)]);
     if (!a_.options.renormalize) {
-      scale(rows_of(scratch_.from), x_, held_, nullptr);
+      scale(rows_of(scratch_.from), x_, held_, nullptr, Pass::backwards);
     } else {
-      find_squares(rows_of(scratch_.from), held_);
+      find_squares(rows_of(scratch_.from), held_, Pass::backwards);
       final_factors<<<static_cast<unsigned>(count_), kThreads, 0, cuda_stream(exec_)>>>(
           scratch_.row_squares, scratch_.row_factor, held_[0],
           std::sqrt(static_cast<double>(side_)));
-      scale(rows_of(scratch_.from), x_, held_, scratch_.row_factor);
+      scale(rows_of(scratch_.from), x_, held_, scratch_.row_factor, Pass::forwards);
     }
     cuda::check_launch("polar_express");
   }
@@ -156,29 +167,29 @@ class Stack {
   }
 
   StackRows<T> rows_of(std::byte* stack) const {
-    return {reinterpret_cast<T*>(stack), scratch_.ld};
+    return {reinterpret_cast<T*>(stack), scratch_.stride, scratch_.ld};
   }
 
   template <typename Rows>
-  void find_squares(const Rows& x, const Shape& shape) {
-    sum_row_squares_cuda(exec_, x, scratch_.row_squares, count_ * shape[0], shape[1], packed_);
+  void find_squares(const Rows& x, const Shape& shape, Pass pass) {
+    sum_row_squares_cuda(exec_, x, scratch_.row_squares, count_, shape[0], shape[1], packed_, pass);
   }
 
   /// y = x * row_factor, x of this shape; between the stack and the operands, transposed if the
   /// stack is.
   template <typename From, typename To>
-  void scale(const From& x, const To& y, const Shape& shape, const float* row_factor) {
-    const int64_t rows = count_ * shape[0];
+  void scale(const From& x, const To& y, const Shape& shape, const float* row_factor, Pass pass) {
+    const int64_t rows = shape[0], cols = shape[1];
     if (held_ != shape_) {
-      const int64_t tiles =
-          count_ * ((shape[0] + kTile - 1) / kTile) * ((shape[1] + kTile - 1) / kTile);
-      transpose_scaled<<<grid_for(tiles, 1), kRowThreads, 0, cuda_stream(exec_)>>>(
-          x, y, row_factor, static_cast<int>(shape[0]), static_cast<int>(shape[1]));
+      const dim3 grid(grid_for((rows + kTile - 1) / kTile * ((cols + kTile - 1) / kTile), 1),
+                      static_cast<unsigned>(count_));
+      transpose_scaled<<<grid, kRowThreads, 0, cuda_stream(exec_)>>>(
+          x, y, row_factor, static_cast<int>(rows), static_cast<int>(cols), pass);
       return;
     }
     const auto kernel = packed_ ? scale_rows<kRowPack, From, To> : scale_rows<1, From, To>;
-    kernel<<<row_piece_blocks(rows, shape[1]), kRowThreads, 0, cuda_stream(exec_)>>>(
-        x, y, row_factor, rows, shape[1]);
+    kernel<<<row_piece_grid(count_, rows, cols), kRowThreads, 0, cuda_stream(exec_)>>>(
+        x, y, row_factor, rows, cols, pass);
   }
 
   GemmInput x() const { return {.data = scratch_.from, .dtype = kType, .ld = scratch_.ld}; }
