@@ -47,6 +47,14 @@ struct StackPlace {
   }
 };
 
+template <int N>
+__device__ float squares_of_pack(const float (&values)[N]) {
+  float sum = values[0] * values[0];
+#pragma unroll
+  for (int j = 1; j < N; ++j) sum += values[j] * values[j];
+  return sum;
+}
+
 /// squares[matrix * rows + r] = the sum of row r's squares: products and sums of packs in f32, the
 /// rest in float64. A warp takes a row.
 template <int N, typename Rows>
@@ -62,10 +70,7 @@ __global__ void __launch_bounds__(kRowThreads) sum_row_squares(
   for (int64_t c = lane * N; c < cols; c += kWarp * N) {
     float values[N];
     load_floats<N>(of_row + c, values);
-    float of_pack = values[0] * values[0];
-#pragma unroll
-    for (int j = 1; j < N; ++j) of_pack += values[j] * values[j];
-    sum += static_cast<double>(of_pack);
+    sum += static_cast<double>(squares_of_pack(values));
   }
   sum = warp_sum_f64(sum);
   if (lane == 0) squares[place.matrix * rows + row] = sum;

@@ -441,8 +441,8 @@ void gemm_cuda(const Exec& exec,
   if (two_passes && gemm_sm90_takes(g, batch)) return gemm_sm90(exec, g, batch, factors);
   // What is added comes through beta where its type allows it.
   const bool adds_e = g.epilogue == GemmEpilogue::add && g.e.dtype == g.c.dtype;
-  if (factors.diagonal != 0.0f)
-    fail(ErrorKind::unsupported, "gemm on cuda: a factor {} on the diagonal", factors.diagonal);
+  if (factors.diagonal != 0.0f || factors.of_matrix != nullptr)
+    fail(ErrorKind::unsupported, "gemm on cuda: factors of symmetric products on sm_90");
   if (factors.added != 1.0f && !adds_e)
     fail(ErrorKind::unsupported, "gemm on cuda: a factor {} without a sum of C's type to scale",
          factors.added);

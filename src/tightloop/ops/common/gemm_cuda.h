@@ -6,9 +6,11 @@
 namespace tightloop {
 
 /// What a product and that which is added to it are multiplied by, and what is added to the
-/// diagonal: the last only by gemm_sm90() to symmetric products.
+/// diagonal; of each matrix of a stack, what all of that is multiplied by (on the device; null: 1).
+/// The last two only by gemm_sm90(), for symmetric products.
 struct GemmCudaFactors {
   float product = 1.0f, added = 1.0f, diagonal = 0.0f;
+  const float* of_matrix = nullptr;
 };
 
 /// gemm_batched() on device memory, through cuBLASLt: C = epilogue(op(A) op(B)), or C += op(A)

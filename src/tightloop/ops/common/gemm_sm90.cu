@@ -120,9 +120,8 @@ void gemm_sm90(const Exec& exec,
     fail(ErrorKind::unsupported, "gemm on sm_90: not for this product of {} x {} x {} of {}", g.M,
          g.N, g.K, name_of(g.a.dtype));
   if (g.symmetric) return sm90::enqueue_symmetric(exec, g, batch, factors);
-  if (factors.diagonal != 0.0f)
-    fail(ErrorKind::unsupported, "gemm on sm_90: a factor {} on the diagonal of a whole product",
-         factors.diagonal);
+  if (factors.diagonal != 0.0f || factors.of_matrix != nullptr)
+    fail(ErrorKind::unsupported, "gemm on sm_90: factors of symmetric products for a whole one");
   if (g.form == GemmForm::nt) return enqueue<GemmForm::nt>(exec, g, batch, factors);
   enqueue<GemmForm::nn>(exec, g, batch, factors);
 }

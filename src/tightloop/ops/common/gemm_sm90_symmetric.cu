@@ -20,7 +20,7 @@ constexpr int kBytesX = kSide * kDepth * 2, kBytesMirror = kSide * kHalf * 2;
 constexpr int kParts = kSide / kBox;  // boxes of a warp's rows
 static_assert(kHalf == kBox);         // mirrored, a warpgroup's rows are one box of columns
 
-/// C = product X X^T + added e + diagonal I.
+/// C = (product X X^T + added e + diagonal I) of_matrix [matrix].
 using Factors = GemmCudaFactors;
 
 /// The tiles of a stack in the order in which the clusters take them.
@@ -164,6 +164,9 @@ __device__ void multiply(const Walk& w,
     const Work work = work_at(w, turn, rank);
     const int of_group = work.row * kSide + group * kHalf, col = work.col * kSide;
     const int row = of_group + warp * 16;
+    float of_matrix = 1.0f;
+    if (factors.of_matrix != nullptr && work.matrix < w.count)
+      of_matrix = factors.of_matrix[work.matrix];
     int before = 0;
     for (int step = 0; step < w.steps; ++step, at.advance()) {
       barrier_wait(shared.full(at.stage), at.parity);
@@ -202,7 +205,10 @@ __device__ void multiply(const Walk& w,
     if (lane == 0) store_wait_read<0>();
     warpgroup_sync(1 + group);
     const bool below = work.row != work.col;
-    make_rows<Reads>(factors, boxes, mirror, below,
+    const Factors of_tile{.product = factors.product * of_matrix,
+                          .added = factors.added * of_matrix,
+                          .diagonal = factors.diagonal * of_matrix};
+    make_rows<Reads>(of_tile, boxes, mirror, below,
                      below ? -kSide : group * kHalf + warp * 16 + lane / 4, sums);
     fence_for_copies();
     warpgroup_sync(1 + group);

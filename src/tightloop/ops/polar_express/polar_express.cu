@@ -18,6 +18,7 @@ constexpr int kThreads = 1024;  // of the one block that finds the factors of a 
 template <typename Fn>
 __device__ double sum_of_rows(int64_t rows, Fn&& fn) {
   double sum = 0.0;
+#pragma unroll 1  // most matrices have a row a thread; what fn divides should be here once
   for (int64_t r = threadIdx.x; r < rows; r += kThreads) sum += fn(r);
   return block_sum_f64<kThreads>(sum);
 }
@@ -39,8 +40,89 @@ __global__ void __launch_bounds__(kThreads) initial_factors(const double* all_sq
   const double scaled =
       sum_of_rows(rows, [=](int64_t r) { return factor_of(r) * factor_of(r) * squares[r]; });
   const double factor = 1.0 / (norm_factor * sqrt(scaled) + 1e-6);
+#pragma unroll 1
   for (int64_t r = threadIdx.x; r < rows; r += kThreads)
     row_factor[r] = static_cast<float>(factor_of(r) * factor);
+}
+
+/// 1 / the norm of a row, from its squares; 1e6 at most.
+__device__ float inverse_norm(double squares) {
+  return fminf(rsqrtf(static_cast<float>(squares)), 1e6f);
+}
+
+/// y = x with rows of norm 1, and the squares of x's rows. A row takes Lanes threads, a warp or the
+/// block, and stays in their registers.
+template <int Lanes, int Packs, typename To>
+__global__ void __launch_bounds__(kRowThreads)
+    normalize_rows(const __grid_constant__ OperandRows<const float> x,
+                   const __grid_constant__ To y,
+                   double* squares) {
+  const StackPlace place(Pass::backwards);
+  const int64_t row =
+      static_cast<int64_t>(place.part) * (kRowThreads / Lanes) + threadIdx.x / Lanes;
+  if (row >= x.rows) return;  // by whole warps, or by no thread of the block
+  const int64_t col = threadIdx.x % Lanes * kRowPack;
+  const float* from = x.row(place.matrix, row) + col;
+  auto* to = y.row(place.matrix, row) + col;
+  const auto left = static_cast<int>(x.cols - col);
+  float values[Packs][kRowPack];
+  double sum = 0.0;
+#pragma unroll
+  for (int k = 0; k < Packs; ++k)
+    if (k * Lanes * kRowPack < left) load_floats<kRowPack>(from + k * Lanes * kRowPack, values[k]);
+#pragma unroll
+  for (int k = 0; k < Packs; ++k)
+    if (k * Lanes * kRowPack < left) sum += static_cast<double>(squares_of_pack(values[k]));
+  if constexpr (Lanes == kWarp)
+    sum = warp_sum_f64(sum);
+  else
+    sum = block_sum_f64<Lanes>(sum);
+  if (col == 0) squares[place.matrix * x.rows + row] = sum;
+  const float factor = inverse_norm(sum);
+#pragma unroll
+  for (int k = 0; k < Packs; ++k) {
+    if (k * Lanes * kRowPack >= left) continue;
+#pragma unroll
+    for (float& value : values[k]) value *= factor;
+    store_floats<kRowPack>(to + k * Lanes * kRowPack, values[k]);
+  }
+}
+
+constexpr int64_t kNormalizedByWarp{1024}, kNormalizedByBlock{4096}, kMostNormalized{8192};
+
+/// Columns up to kMostNormalized, a multiple of kRowPack.
+template <typename To>
+void normalize_rows_cuda(const Exec& exec,
+                         const OperandRows<const float>& x,
+                         const To& y,
+                         double* squares,
+                         int64_t count) {
+  const bool by_warp = x.cols <= kNormalizedByWarp;
+  const dim3 grid(grid_for(x.rows, by_warp ? kRowWarps : 1), static_cast<unsigned>(count));
+  const auto kernel = by_warp                        ? normalize_rows<kWarp, 8, To>
+                      : x.cols <= kNormalizedByBlock ? normalize_rows<kRowThreads, 4, To>
+                                                     : normalize_rows<kRowThreads, 8, To>;
+  kernel<<<grid, kRowThreads, 0, cuda_stream(exec)>>>(x, y, squares);
+}
+
+/// What initial_factors() leaves to each matrix once its rows have norm 1, and the square of that:
+/// all_factors[matrix] and [matrices + matrix].
+__global__ void __launch_bounds__(kThreads) matrix_factors(const double* all_squares,
+                                                           float* all_factors,
+                                                           int64_t rows,
+                                                           double norm_factor) {
+  const double* squares = all_squares + blockIdx.x * rows;
+  const double total = sum_of_rows(rows, [=](int64_t r) { return squares[r]; });
+  const double scaled = sum_of_rows(rows, [=](int64_t r) {
+    const auto factor = static_cast<double>(inverse_norm(squares[r]));
+    return factor * factor * squares[r];
+  });
+  const double target = sqrt(total / static_cast<double>(rows));
+  const double factor = target / (norm_factor * target * sqrt(scaled) + 1e-6);
+  if (threadIdx.x == 0) {
+    all_factors[blockIdx.x] = static_cast<float>(factor);
+    all_factors[gridDim.x + blockIdx.x] = static_cast<float>(factor * factor);
+  }
 }
 
 /// The factor that gives a matrix the norm of an orthogonal one, for each of its rows.
@@ -136,15 +218,14 @@ class Stack {
     hold(transposed ? Shape{shape_[1], shape_[0]} : shape_);
     halves_ = gemm_sm90_takes(gram(), gram_batch());
     if (!halves_) hold(shape_);
+    by_rows_ = halves_ && packed_ && held_ == shape_ && a.options.row_equilibrate &&
+               shape_[1] <= kMostNormalized;
   }
 
   void run() {
-    find_squares(u_, shape_, Pass::forwards);
-    initial_factors<<<static_cast<unsigned>(count_), kThreads, 0, cuda_stream(exec_)>>>(
-        scratch_.row_squares, scratch_.row_factor, shape_[0], a_.options.row_equilibrate,
-        a_.options.norm_factor);
-    scale(u_, rows_of(scratch_.from), shape_, scratch_.row_factor, Pass::backwards);
-    for (int64_t k = 0; k < a_.options.steps; ++k) step(kPolarSteps[static_cast<size_t>(k)]);
+    normalize();
+    for (int64_t k = 0; k < a_.options.steps; ++k)
+      step(kPolarSteps[static_cast<size_t>(k)], k == 0 && by_rows_ ? scratch_.row_factor : nullptr);
     if (!a_.options.renormalize) {
       scale(rows_of(scratch_.from), x_, held_, nullptr, Pass::backwards);
     } else {
@@ -159,6 +240,23 @@ class Stack {
 
  private:
   static constexpr DType kType = DTypeOf<T>::value;
+
+  /// Operands into the stack, below norm 1. Where the first products can take a factor for each
+  /// matrix, rows get norm 1 in a single pass; else they wait for the norm of the matrix.
+  void normalize() {
+    const auto blocks = static_cast<unsigned>(count_);
+    if (by_rows_) {
+      normalize_rows_cuda(exec_, u_, rows_of(scratch_.from), scratch_.row_squares, count_);
+      matrix_factors<<<blocks, kThreads, 0, cuda_stream(exec_)>>>(
+          scratch_.row_squares, scratch_.row_factor, shape_[0], a_.options.norm_factor);
+      return;
+    }
+    find_squares(u_, shape_, Pass::forwards);
+    initial_factors<<<blocks, kThreads, 0, cuda_stream(exec_)>>>(
+        scratch_.row_squares, scratch_.row_factor, shape_[0], a_.options.row_equilibrate,
+        a_.options.norm_factor);
+    scale(u_, rows_of(scratch_.from), shape_, scratch_.row_factor, Pass::backwards);
+  }
 
   /// Matrices of this shape lie in the stack.
   void hold(const Shape& shape) {
@@ -240,12 +338,16 @@ class Stack {
 
   /// X <- a X + (b A + c A^2) X in three products, X in scratch_.from before and after. Where
   /// symmetric products are computed by halves, a X comes in as a I beside b A + c A^2.
-  void step(const PolarCoefficients& c) {
+  /// of_matrix: null, or with halves what X still lacks, a factor for each matrix and then the
+  /// squares of all: A takes the square, b A + c A^2 + a I the factor, and so the new X has both.
+  void step(const PolarCoefficients& c, const float* of_matrix) {
     GemmCudaFactors of_polynomial{.product = static_cast<float>(c.c),
                                   .added = static_cast<float>(c.b)};
     if (halves_) {
       of_polynomial.diagonal = static_cast<float>(c.a);
-      gemm_sm90(exec_, gram(), gram_batch());
+      of_polynomial.of_matrix = of_matrix;
+      gemm_sm90(exec_, gram(), gram_batch(),
+                {.of_matrix = of_matrix == nullptr ? nullptr : of_matrix + count_});
       gemm_sm90(exec_, polynomial(), polynomial_batch(), of_polynomial);
     } else {
       gemm_cuda(exec_, gram(), gram_batch());
@@ -282,7 +384,8 @@ class Stack {
   OperandRows<const float> u_{};
   OperandRows<float> x_{};
   bool packed_ = false;
-  bool halves_ = false;  // symmetric products are computed by halves
+  bool halves_ = false;   // symmetric products are computed by halves
+  bool by_rows_ = false;  // rows have norm 1 before the first step
 };
 
 }  // namespace

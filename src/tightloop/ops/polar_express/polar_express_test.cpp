@@ -179,10 +179,12 @@ TEST(PolarExpress, Bf16OnCudaStaysNearTheReference) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
   for (PolarExpressOptions options : {kNewer, kOlder}) {
     // On Hopper those with sides of multiples of 8 go through symmetric products by halves; the
-    // tall ones are then held transposed.
+    // tall ones are then held transposed. Rows up to 1024, 4096 and 8192 wide are equilibrated each
+    // in its way, and wider ones in two passes.
     for (const Shape& shape :
          {Shape{1, 1}, Shape{2, 12}, Shape{37, 90}, Shape{90, 37}, Shape{64, 64}, Shape{128, 512},
-          Shape{300, 64}, Shape{304, 72}, Shape{200, 264}, Shape{264, 200}, Shape{392, 136}}) {
+          Shape{300, 64}, Shape{304, 72}, Shape{200, 264}, Shape{264, 200}, Shape{392, 136},
+          Shape{72, 1096}, Shape{16, 4104}, Shape{16, 8200}}) {
       SCOPED_TRACE(to_string(shape));
       const std::vector<Matrix> us{random_matrix(shape, 5), random_matrix(shape, 6),
                                    random_matrix(shape, 7)};
@@ -233,6 +235,26 @@ TEST(PolarExpress, Bf16OnCudaTakesTallMatricesAsTransposedWideOnes) {
   Matrix back(u.size());
   for (size_t i = 0; i < u.size(); ++i) back[i] = of_tall[i % 200 * 136 + i / 200];
   EXPECT_LE(distance(back, x), kBf16Distance);
+}
+
+TEST(PolarExpress, Bf16OnCudaKeepsRowsAndMatricesOfZeros) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (PolarExpressOptions options : {kNewer, kOlder}) {
+    options.dtype = DType::bf16;
+    for (const Shape& shape : {Shape{64, 128}, Shape{128, 64}, Shape{13, 30}}) {
+      SCOPED_TRACE(to_string(shape));
+      std::vector<Matrix> us{random_matrix(shape, 1), Matrix(random_matrix(shape, 2).size(), 0.0),
+                             random_matrix(shape, 3)};
+      const auto width = static_cast<size_t>(shape[1]);
+      for (size_t i = 0; i < width; ++i) us[2][3 * width + i] = 0.0;
+      const std::vector<Matrix> x = polars(Device::cuda, shape, us, options);
+      const double most = std::min(shape[0], shape[1]) < 16 ? kBand : kBf16Distance;
+      for (size_t k : {size_t{0}, size_t{2}})
+        EXPECT_LE(distance(x[k], polar(Device::ref, shape, us[k], options)), most) << k;
+      for (double value : x[1]) EXPECT_EQ(value, 0.0);
+      for (size_t i = 0; i < width; ++i) EXPECT_EQ(x[2][3 * width + i], 0.0);
+    }
+  }
 }
 
 TEST(PolarExpress, EquilibrationForgetsTheScaleOfRows) {
