@@ -52,10 +52,10 @@ __device__ float inverse_norm(double squares) {
 
 /// y = x with rows of norm 1, and the squares of x's rows. A row takes Lanes threads, a warp or the
 /// block, and stays in their registers.
-template <int Lanes, int Packs, typename To>
+template <int Lanes, int Packs>
 __global__ void __launch_bounds__(kRowThreads)
     normalize_rows(const __grid_constant__ OperandRows<const float> x,
-                   const __grid_constant__ To y,
+                   const StackRows<bf16> y,
                    double* squares) {
   const StackPlace place(Pass::backwards);
   const int64_t row =
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (row >= x.rows) return;  // by whole warps, or by no thread of the block
   const int64_t col = threadIdx.x % Lanes * kRowPack;
   const float* from = x.row(place.matrix, row) + col;
-  auto* to = y.row(place.matrix, row) + col;
+  bf16* to = y.row(place.matrix, row) + col;
   const auto left = static_cast<int>(x.cols - col);
   float values[Packs][kRowPack];
   double sum = 0.0;
@@ -88,21 +88,89 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-constexpr int64_t kNormalizedByWarp{1024}, kNormalizedByBlock{4096}, kMostNormalized{8192};
+constexpr int kPairs = 16;  // of rows, that a block of normalize_transposed turns
 
-/// Columns up to kMostNormalized, a multiple of kRowPack.
-template <typename To>
+/// The same with y transposed; an even number of rows and of columns, of these up to 64 Packs. Two
+/// rows stay in a warp's registers; a word of shared memory holds a column's elements of both.
+template <int Packs>
+__global__ void __launch_bounds__(kRowThreads)
+    normalize_transposed(const __grid_constant__ OperandRows<const float> x,
+                         const StackRows<bf16> y,
+                         double* squares) {
+  extern __shared__ uint32_t columns[];  // kPairs words each and one between them
+  const StackPlace place(Pass::backwards);
+  const int64_t row = static_cast<int64_t>(place.part) * (2 * kPairs);
+  const auto cols = static_cast<int>(x.cols);
+  const int col = threadIdx.x % kWarp * 2;
+#pragma unroll 1
+  for (int pair = threadIdx.x / kWarp; pair < kPairs; pair += kRowWarps) {
+    const int64_t first = row + 2 * pair;
+    if (first >= x.rows) break;
+    const float* from = x.row(place.matrix, first) + col;
+    float values[2][Packs][2], factors[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int k = 0; k < Packs; ++k)
+        if (col + k * 64 < cols) load_floats<2>(from + r * cols + k * 64, values[r][k]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      double sum = 0.0;
+#pragma unroll
+      for (int k = 0; k < Packs; ++k)
+        if (col + k * 64 < cols) sum += static_cast<double>(squares_of_pack(values[r][k]));
+      sum = warp_sum_f64(sum);
+      if (col == 0) squares[place.matrix * x.rows + first + r] = sum;
+      factors[r] = inverse_norm(sum);
+    }
+#pragma unroll
+    for (int k = 0; k < Packs; ++k) {
+      if (col + k * 64 >= cols) continue;
+      uint32_t* to = columns + (col + k * 64) * (kPairs + 1) + pair;
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        to[j * (kPairs + 1)] =
+            pack_bf16(values[0][k][j] * factors[0], values[1][k][j] * factors[1]);
+    }
+  }
+  __syncthreads();
+  const int pair = threadIdx.x % kPairs;
+  if (row + 2 * pair >= x.rows) return;
+#pragma unroll 4
+  for (int c = threadIdx.x / kPairs; c < cols; c += kRowThreads / kPairs)
+    *reinterpret_cast<uint32_t*>(y.row(place.matrix, c) + row + 2 * pair) =
+        columns[c * (kPairs + 1) + pair];
+}
+
+constexpr int64_t kMostNormalized{8192}, kMostTransposed{2048};
+
+/// y = x with rows of norm 1. Columns up to kMostNormalized or, where y is transposed,
+/// kMostTransposed; sides multiples of 8.
 void normalize_rows_cuda(const Exec& exec,
                          const OperandRows<const float>& x,
-                         const To& y,
+                         const StackRows<bf16>& y,
+                         bool transposed,
                          double* squares,
                          int64_t count) {
-  const bool by_warp = x.cols <= kNormalizedByWarp;
-  const dim3 grid(grid_for(x.rows, by_warp ? kRowWarps : 1), static_cast<unsigned>(count));
-  const auto kernel = by_warp                        ? normalize_rows<kWarp, 8, To>
-                      : x.cols <= kNormalizedByBlock ? normalize_rows<kRowThreads, 4, To>
-                                                     : normalize_rows<kRowThreads, 8, To>;
-  kernel<<<grid, kRowThreads, 0, cuda_stream(exec)>>>(x, y, squares);
+  const auto matrices = static_cast<unsigned>(count);
+  if (!transposed) {
+    const bool by_warp = x.cols <= 1024;
+    const auto kernel = by_warp          ? normalize_rows<kWarp, 8>
+                        : x.cols <= 4096 ? normalize_rows<kRowThreads, 4>
+                                         : normalize_rows<kRowThreads, 8>;
+    const dim3 grid(grid_for(x.rows, by_warp ? kRowWarps : 1), matrices);
+    kernel<<<grid, kRowThreads, 0, cuda_stream(exec)>>>(x, y, squares);
+    return;
+  }
+  const auto kernel = x.cols <= 768    ? normalize_transposed<12>
+                      : x.cols <= 1280 ? normalize_transposed<20>
+                                       : normalize_transposed<32>;
+  const auto bytes = static_cast<int>(x.cols * (kPairs + 1) * 4);
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) !=
+      cudaSuccess)
+    fail(ErrorKind::device, "polar_express on cuda: {} bytes of shared memory were refused", bytes);
+  const dim3 grid(grid_for(x.rows, 2 * kPairs), matrices);
+  kernel<<<grid, kRowThreads, bytes, cuda_stream(exec)>>>(x, y, squares);
 }
 
 /// What initial_factors() leaves to each matrix once its rows have norm 1, and the square of that:
@@ -218,8 +286,8 @@ class Stack {
     hold(transposed ? Shape{shape_[1], shape_[0]} : shape_);
     halves_ = gemm_sm90_takes(gram(), gram_batch());
     if (!halves_) hold(shape_);
-    by_rows_ = halves_ && packed_ && held_ == shape_ && a.options.row_equilibrate &&
-               shape_[1] <= kMostNormalized;
+    by_rows_ = halves_ && packed_ && a.options.row_equilibrate &&
+               shape_[1] <= (held_ == shape_ ? kMostNormalized : kMostTransposed);
   }
 
   void run() {
@@ -246,7 +314,9 @@ class Stack {
   void normalize() {
     const auto blocks = static_cast<unsigned>(count_);
     if (by_rows_) {
-      normalize_rows_cuda(exec_, u_, rows_of(scratch_.from), scratch_.row_squares, count_);
+      if constexpr (kType == DType::bf16)
+        normalize_rows_cuda(exec_, u_, rows_of(scratch_.from), held_ != shape_,
+                            scratch_.row_squares, count_);
       matrix_factors<<<blocks, kThreads, 0, cuda_stream(exec_)>>>(
           scratch_.row_squares, scratch_.row_factor, shape_[0], a_.options.norm_factor);
       return;

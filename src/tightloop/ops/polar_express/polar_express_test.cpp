@@ -180,7 +180,7 @@ TEST(PolarExpress, Bf16OnCudaStaysNearTheReference) {
   for (PolarExpressOptions options : {kNewer, kOlder}) {
     // On Hopper those with sides of multiples of 8 go through symmetric products by halves; the
     // tall ones are then held transposed. Rows up to 1024, 4096 and 8192 wide are equilibrated each
-    // in its way, and wider ones in two passes.
+    // in its way, and wider ones in two passes; those of tall ones, below.
     for (const Shape& shape :
          {Shape{1, 1}, Shape{2, 12}, Shape{37, 90}, Shape{90, 37}, Shape{64, 64}, Shape{128, 512},
           Shape{300, 64}, Shape{304, 72}, Shape{200, 264}, Shape{264, 200}, Shape{392, 136},
@@ -235,6 +235,19 @@ TEST(PolarExpress, Bf16OnCudaTakesTallMatricesAsTransposedWideOnes) {
   Matrix back(u.size());
   for (size_t i = 0; i < u.size(); ++i) back[i] = of_tall[i % 200 * 136 + i / 200];
   EXPECT_LE(distance(back, x), kBf16Distance);
+}
+
+TEST(PolarExpress, Bf16OnCudaTakesTallMatricesOfAnyWidth) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  // Rows up to 768, 1280 and 2048 wide are equilibrated each in its way.
+  PolarExpressOptions exact = kNewer, half = kNewer;
+  half.dtype = DType::bf16;
+  for (const Shape& shape : {Shape{1000, 768}, Shape{920, 776}, Shape{1544, 1288}}) {
+    SCOPED_TRACE(to_string(shape));
+    const Matrix u = random_matrix(shape, 4);
+    EXPECT_LE(distance(polar(Device::cuda, shape, u, half), polar(Device::cuda, shape, u, exact)),
+              kBf16Distance);
+  }
 }
 
 TEST(PolarExpress, Bf16OnCudaKeepsRowsAndMatricesOfZeros) {
