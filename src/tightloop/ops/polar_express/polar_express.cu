@@ -93,7 +93,10 @@ constexpr int kPairs = 16;  // of rows, that a block of normalize_transposed tur
 /// The same with y transposed; an even number of rows and of columns, of these up to 64 Packs. Two
 /// rows stay in a warp's registers; a word of shared memory holds a column's elements of both.
 template <int Packs>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads,
+                                  Packs <= 12   ? 3
+                                  : Packs <= 20 ? 2
+                                                : 1)
     normalize_transposed(const __grid_constant__ OperandRows<const float> x,
                          const StackRows<bf16> y,
                          double* squares) {
