@@ -276,13 +276,18 @@ __device__ void multiply(const Product& p,
         wgmma_64x256x16<kAlongN>(sums, wgmma_matrix(a + k * 2), of_b, step > 0 || k > 0);
       }
       wgmma_commit();
-      if (Epilogue::kReads && step == 0) {
-        // Under the products: the boxes are free once their last stores have been read.
+      if constexpr (Epilogue::kReads) {
+        // Under the products, a box now and a box then: all at once would hold up the stages. The
+        // boxes are free once their last stores have been read.
         if (lane == 0) {
-          store_wait_read<0>();
-          barrier_expect(added, kBoxes * kBytesBox);
+          if (step == 0) {
+            store_wait_read<0>();
+            barrier_expect(added, kBoxes * kBytesBox);
+          }
+#pragma unroll
           for (int part = 0; part < kBoxes; ++part)
-            load_box(boxes + part * kBytesBox, e, added, col + part * kBox, row, tile.matrix);
+            if (part * p.steps / kBoxes == step)
+              load_box(boxes + part * kBytesBox, e, added, col + part * kBox, row, tile.matrix);
         }
         __syncwarp();
       }
