@@ -212,7 +212,8 @@ void cross_entropy_rows(const Settings& settings, int64_t rows, int64_t width, i
       .vocab = vocab,
       .ignore_index = -1,
       .cap = 15.0,
-      .chunk_rows = linear_cross_entropy_chunk_rows(rows, vocab, 2, int64_t{1} << 30),
+      .chunk_rows = linear_cross_entropy_chunk_rows(
+          rows, vocab, 2, int64_t{1} << 30, {width, cuda::device_info().multiprocessors / 2}),
       .accumulate = true};
   const double flops =
       6.0 * static_cast<double>(rows) * static_cast<double>(width) * static_cast<double>(vocab);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "tightloop/core/cuda_device.h"
 #include "tightloop/engine/rewrite/editor.h"
 #include "tightloop/ops/linear_cross_entropy/linear_cross_entropy.h"
 
@@ -20,6 +21,13 @@ bool collect_late(
   if (!edit.op(p).updates.empty()) return false;
   late.push_back(p);
   return true;
+}
+
+/// Clusters of two blocks that share the tiles of our own products, which do this op in bf16.
+int64_t clusters_for(DType logit) {
+  const bool ours = logit == DType::bf16 && cuda::device_count() > 0 && !cuda::generic_arch() &&
+                    cuda::device_info().compute_major == 9;
+  return ours ? cuda::device_info().multiprocessors / 2 : 0;
 }
 
 }  // namespace
@@ -93,9 +101,10 @@ RewriteReport rewrite_chunked_ce(Program& program,
     Attrs attrs{{"vocab", entropy.attrs.integer("vocab")},
                 {"ignore_index", entropy.attrs.integer("ignore_index")},
                 {"cap", cap == Editor::kNone ? 0.0 : edit.op(cap).attrs.number("cap")},
-                {"chunk_rows", linear_cross_entropy_chunk_rows(
-                                   program.type(x).shape.rows(), program.type(w).shape[0],
-                                   size_of(logit), options.ce_chunk_bytes)}};
+                {"chunk_rows",
+                 linear_cross_entropy_chunk_rows(
+                     program.type(x).shape.rows(), program.type(w).shape[0], size_of(logit),
+                     options.ce_chunk_bytes, {program.type(x).shape.cols(), clusters_for(logit)})}};
     const Value weights = entropy.inputs.size() > 2 ? entropy.inputs[2] : Value{};
     std::vector<int> old{product, ce};
     if (cap != Editor::kNone) old.push_back(cap);

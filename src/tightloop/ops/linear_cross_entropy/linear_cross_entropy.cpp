@@ -43,12 +43,24 @@ LinearCrossEntropyCudaScratch::LinearCrossEntropyCudaScratch(
 int64_t linear_cross_entropy_chunk_rows(int64_t rows,
                                         int64_t padded_vocab,
                                         int64_t logit_bytes,
-                                        int64_t budget_bytes) {
+                                        int64_t budget_bytes,
+                                        const LinearCrossEntropyTurns& turns) {
   const int64_t row_bytes = std::max<int64_t>(1, padded_vocab) * logit_bytes;
   const int64_t most = std::max<int64_t>(8, budget_bytes / row_bytes / 8 * 8);
   if (rows <= most) return std::max<int64_t>(1, rows);
-  const int64_t chunks = (rows + most - 1) / most;
-  return ((rows + chunks - 1) / chunks + 7) / 8 * 8;
+  const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+  constexpr int64_t kTile = 256;
+  if (turns.clusters == 0 || most < kTile) return parts(parts(rows, parts(rows, most)), 8) * 8;
+  const auto turns_of = [&](int64_t chunk) {
+    return parts(parts(chunk, kTile) * parts(turns.width, kTile), turns.clusters);
+  };
+  int64_t best = 0, best_cost = 0;
+  for (int64_t chunk = most / kTile * kTile; chunk > 0; chunk -= kTile) {
+    const int64_t whole = rows / chunk, rest = rows % chunk;
+    const int64_t cost = 5 * (whole * turns_of(chunk) + turns_of(rest)) + parts(rows, chunk);
+    if (best == 0 || cost < best_cost) best = chunk, best_cost = cost;
+  }
+  return best;
 }
 
 LinearCrossEntropyValues linear_cross_entropy(Builder& b,

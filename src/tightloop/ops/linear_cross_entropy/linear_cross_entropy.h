@@ -51,13 +51,21 @@ struct LinearCrossEntropyGrad {
 };
 void linear_cross_entropy_grad(const Exec& exec, const LinearCrossEntropyGrad& args);
 
+/// Where the product for dx, rows x width, runs: `clusters` at once, a tile of 256 x 256 each. 0:
+/// no matter.
+struct LinearCrossEntropyTurns {
+  int64_t width = 0, clusters = 0;
+};
+
 /// Rows of a chunk whose logits, of logit_bytes each, fit into budget_bytes: a multiple of 8 that
 /// splits `rows` into chunks as equal as possible; 8 when even those do not fit, `rows` when there
-/// are fewer.
+/// are fewer. With clusters, and more than one chunk: the multiple of 256 with the fewest turns of
+/// tiles in all, where a chunk more counts as a fifth of a turn (it reads and writes dw).
 int64_t linear_cross_entropy_chunk_rows(int64_t rows,
                                         int64_t padded_vocab,
                                         int64_t logit_bytes,
-                                        int64_t budget_bytes);
+                                        int64_t budget_bytes,
+                                        const LinearCrossEntropyTurns& turns = {});
 
 struct LinearCrossEntropyOptions {
   int64_t vocab;

@@ -284,6 +284,18 @@ TEST(LinearCrossEntropyChunkRows, FillsTheBudgetEvenly) {
   }
 }
 
+TEST(LinearCrossEntropyChunkRows, WastesFewTurnsOfTiles) {
+  const auto rows_of = [](int64_t rows, int64_t vocab, int64_t width) {
+    return linear_cross_entropy_chunk_rows(rows, vocab, 2, 1 << 30, {width, 66});
+  };
+  EXPECT_EQ(rows_of(65536, 32768, 768), 16384);  // 192 tiles: 3 turns of 66
+  EXPECT_EQ(rows_of(32768, 32768, 1280), 16384);
+  EXPECT_EQ(rows_of(32768, 50304, 768), 5632);  // 66 tiles a chunk; 8192 rows would take 2 turns
+  EXPECT_EQ(rows_of(2048, 50304, 768), 2048);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(2048, 50304, 2, 1 << 20, {768, 66}), 8);
+  EXPECT_EQ(linear_cross_entropy_chunk_rows(1000, 1000, 2, 600 * 2000, {768, 66}), 512);
+}
+
 TEST(LinearCrossEntropy, RefusesOperandsThatDoNotFit) {
   auto slots = std::make_shared<SlotTable>();
   slots->add({"x", {DType::f32, {2, 4}}, SlotRole::parameter});
