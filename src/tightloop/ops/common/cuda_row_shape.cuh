@@ -10,7 +10,7 @@ namespace tightloop {
 
 constexpr int kRowShapeThreads = 256;
 
-/// Packs of a row that a lane keeps; 0: it reads them again.
+/// Most packs of a row that a lane of a block or of a warp keeps; 0: it reads them again.
 constexpr int kFewPacks = 4, kManyPacks = 8;
 
 /// Sum over the Lanes threads that share a row, a warp or a block, in all of them.
@@ -24,18 +24,30 @@ __device__ float row_sum(float x) {
 }
 
 /// Calls fn with the constants N, Lanes, Packs that suit rows of `cols` elements of T; `packs`:
-/// whether 16 bytes may be moved at once.
+/// whether 16 bytes may be moved at once. Packs beyond what the row needs would cost registers, so
+/// rows of 16-byte packs get 3, 5 and 6 too.
 template <typename T, typename Fn>
 void with_row_shape(int64_t cols, bool packs, Fn&& fn) {
   const auto with_lanes = [&](auto n) {
     constexpr int kN = decltype(n)::value;
     constexpr std::integral_constant<int, kWarp> kByWarp{};
     constexpr std::integral_constant<int, kRowShapeThreads> kByBlock{};
+    const auto in_warp = [&](auto kept) { return cols <= kWarp * kN * decltype(kept)::value; };
+    constexpr std::integral_constant<int, 3> kKeep3{};
     constexpr std::integral_constant<int, kFewPacks> kKeepFew{};
+    constexpr std::integral_constant<int, 5> kKeep5{};
+    constexpr std::integral_constant<int, 6> kKeep6{};
     constexpr std::integral_constant<int, kManyPacks> kKeepMany{};
     constexpr std::integral_constant<int, 0> kKeepNone{};
-    if (cols <= kWarp * kN * kFewPacks) return fn(n, kByWarp, kKeepFew);
-    if (cols <= kWarp * kN * kManyPacks) return fn(n, kByWarp, kKeepMany);
+    if constexpr (kN > 1) {
+      if (in_warp(kKeep3)) return fn(n, kByWarp, kKeep3);
+    }
+    if (in_warp(kKeepFew)) return fn(n, kByWarp, kKeepFew);
+    if constexpr (kN > 1) {
+      if (in_warp(kKeep5)) return fn(n, kByWarp, kKeep5);
+      if (in_warp(kKeep6)) return fn(n, kByWarp, kKeep6);
+    }
+    if (in_warp(kKeepMany)) return fn(n, kByWarp, kKeepMany);
     if (cols <= kRowShapeThreads * kN * kFewPacks) return fn(n, kByBlock, kKeepFew);
     fn(n, kByBlock, kKeepNone);
   };

@@ -12,10 +12,13 @@ struct CudaFactor {
 
   CudaFactor(double c, const ConstTensorView& vector, int64_t index)
       : element(vector.empty() ? nullptr : vector.as<float>() + index), constant(c) {}
-  __device__ float value() const {
-    return static_cast<float>(element == nullptr ? constant
-                                                 : constant * static_cast<double>(*element));
+  /// The vector's element, to be loaded before anything waits …
+  __device__ float stored() const { return element == nullptr ? 1.0f : *element; }
+  /// … and the factor made of it.
+  __device__ float of(float stored) const {
+    return static_cast<float>(constant * static_cast<double>(stored));
   }
+  __device__ float value() const { return of(stored()); }
 };
 
 constexpr int kFactorGradientThreads = 1024;

@@ -5,7 +5,9 @@
 namespace tightloop {
 namespace {
 
-constexpr int kThreads = kRowShapeThreads;
+/// Threads of a block: where a warp takes a row, few, so that what registers allow is filled.
+template <int Lanes>
+constexpr int kThreadsOf = Lanes == kWarp ? 128 : Lanes;
 
 template <typename T>
 struct Fwd {
@@ -22,7 +24,7 @@ struct Bwd {
   const T *dh, *h, *dt_in, *s, *z, *dz_in;  // all but dh and h may be null
   const float* rstd;
   T *ds, *dz;            // dz may be null
-  float *sum_s, *sum_z;  // one a row
+  float *sum_s, *sum_z;  // one a block
   CudaFactor a, b;
   int64_t rows, cols;
   float scale;
@@ -30,7 +32,7 @@ struct Bwd {
 
 template <int Lanes>
 __device__ int64_t row_of_thread() {
-  return (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / Lanes;
+  return (blockIdx.x * static_cast<int64_t>(kThreadsOf<Lanes>) + threadIdx.x) / Lanes;
 }
 
 /// The terms of N elements as they are stored.
@@ -82,33 +84,36 @@ __device__ void store_scaled(T* h, const float (&t)[N], float factor) {
 /// the place of inputs, so the compiler moves no load before a store: the terms of up to kFewPacks
 /// packs are loaded before anything is stored.
 template <typename T, int N, int Lanes, int Packs>
-__global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
+__global__ void __launch_bounds__(kThreadsOf<Lanes>) fwd_kernel(Fwd<T> q) {
   const int64_t row = row_of_thread<Lanes>();
   if (row >= q.rows) return;
   const int64_t first = row * q.cols;
   const int64_t begin = (threadIdx.x % Lanes) * N;
   constexpr int64_t kStep = Lanes * N;
-  const float fa = q.a.value(), fb = q.b.value();
+  const float a = q.a.stored(), b = q.b.stored();
 
-  constexpr int kKept = Packs == 0 ? 1 : Packs, kAhead = kKept < kFewPacks ? kKept : kFewPacks;
+  constexpr int kKept = Packs == 0 ? 1 : Packs;
+  constexpr int kAhead = kKept <= kFewPacks ? kKept : (kKept + 1) / 2;
   float kept[kKept][N];
-  float squares = 0.0f;
+  float squares = 0.0f, fa, fb;
   if constexpr (Packs > 0) {
 #pragma unroll
     for (int group = 0; group < kKept; group += kAhead) {
       Terms<T, N> terms[kAhead];
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
+      for (int k = 0; k < kAhead && group + k < kKept; ++k) {
         const int64_t c = begin + (group + k) * kStep;
         if (c < q.cols) terms[k].load(q, first + c);
       }
+      if (group == 0) fa = q.a.of(a), fb = q.b.of(b);
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
+      for (int k = 0; k < kAhead && group + k < kKept; ++k) {
         const int64_t c = begin + (group + k) * kStep;
         if (c < q.cols) add_terms(q, first + c, fa, fb, terms[k], kept[group + k], squares);
       }
     }
   } else {
+    fa = q.a.of(a), fb = q.b.of(b);
     for (int64_t c = begin; c < q.cols; c += kStep) {
       Terms<T, N> terms;
       terms.load(q, first + c);
@@ -133,15 +138,17 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(Fwd<T> q) {
   }
 }
 
-/// What a lane reads besides dh and h for N elements.
-template <typename T, int N>
+/// What a lane reads besides dh and h for N elements; zeros where it is not given.
+template <typename T, int N, bool Scaled>
 struct Others {
   Stored<T, N> dt_in, s, z, dz_in;
   __device__ void load(const Bwd<T>& q, int64_t i) {
     if (q.dt_in != nullptr) dt_in.load(q.dt_in + i);
-    if (q.s != nullptr) s.load(q.s + i);
-    if (q.z != nullptr) z.load(q.z + i);
-    if (q.dz_in != nullptr) dz_in.load(q.dz_in + i);
+    if constexpr (Scaled) {
+      if (q.s != nullptr) s.load(q.s + i);
+      if (q.z != nullptr) z.load(q.z + i);
+      if (q.dz_in != nullptr) dz_in.load(q.dz_in + i);
+    }
   }
 };
 
@@ -153,51 +160,56 @@ __device__ float dot_of(const Stored<T, N>& x, const Stored<T, N>& y) {
   return sum;
 }
 
-/// The numbers of a row that its gradients are made with, and the sums it makes.
+/// The numbers of a row that its gradients are made with.
 struct BwdRow {
   float a, b, fa, fb;
-  float sum_s = 0.0f, sum_z = 0.0f;
 };
 
-/// ds and dz of N elements from i on, dt being a * dh - b * h (+ dt_in); adds to the two sums.
-template <typename T, int N>
+/// What a lane adds up for the gradients of the factors.
+struct BwdSums {
+  float s = 0.0f, z = 0.0f;
+};
+
+/// ds and dz of N elements from i on, dt being a * dh - b * h + dt_in; adds to the two sums.
+template <typename T, int N, bool Scaled>
 __device__ void store_gradients(const Bwd<T>& q,
                                 int64_t i,
                                 const Stored<T, N>& dh,
                                 const Stored<T, N>& h,
-                                const Others<T, N>& other,
-                                BwdRow& row) {
+                                const Others<T, N, Scaled>& other,
+                                const BwdRow& row,
+                                BwdSums& sums) {
   float ds[N], dz[N];
 #pragma unroll
   for (int j = 0; j < N; ++j) {
-    float dt = row.a * dh.at(j) - row.b * h.at(j);
-    if (q.dt_in != nullptr) dt += other.dt_in.at(j);
+    const float dt = row.a * dh.at(j) - row.b * h.at(j) + other.dt_in.at(j);
     ds[j] = dt;
-    if (q.dz == nullptr) continue;
-    if (q.s != nullptr) row.sum_s += dt * other.s.at(j);
-    if (q.z != nullptr) row.sum_z += dt * other.z.at(j);
-    dz[j] = row.fb * dt;
-    if (q.dz_in != nullptr) dz[j] += other.dz_in.at(j);
-    ds[j] = row.fa * dt;
+    if constexpr (Scaled) {
+      sums.s += dt * other.s.at(j);
+      sums.z += dt * other.z.at(j);
+      dz[j] = row.fb * dt + other.dz_in.at(j);
+      ds[j] = row.fa * dt;
+    }
   }
-  if (q.dz != nullptr) store_floats<N>(q.dz + i, dz);
+  if constexpr (Scaled) store_floats<N>(q.dz + i, dz);
   store_floats<N>(q.ds + i, ds);
 }
 
-/// As the forward. Results may lie in the place of inputs, so the compiler moves no load before a
-/// store: what the next pack needs is loaded by hand before this one's results are stored.
-template <typename T, int N, int Lanes, int Packs>
-__global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
-  const int64_t row = row_of_thread<Lanes>();
-  if (row >= q.rows) return;
+/// One row, by Lanes threads. As in the forward, the compiler moves no load before a store: what
+/// the first kAhead packs need is loaded before anything is used, and what a later one needs before
+/// the results of the one kAhead places before it are stored.
+template <typename T, int N, int Lanes, int Packs, bool Scaled>
+__device__ void bwd_row(const Bwd<T>& q, int64_t row, BwdSums& sums) {
   const int64_t first = row * q.cols;
   const int64_t begin = (threadIdx.x % Lanes) * N;
   constexpr int64_t kStep = Lanes * N;
   constexpr int kKept = Packs == 0 ? 1 : Packs;
-  const float rstd = q.rstd[row];
+  constexpr int kAhead = !Scaled || kKept < 3 ? kKept : 3;
 
   Stored<T, N> dh[kKept], h[kKept];
-  Others<T, N> other;
+  Others<T, N, Scaled> other[kKept]{};
+  const float rstd = q.rstd[row], a = Scaled ? q.a.stored() : 1.0f,
+              b = Scaled ? q.b.stored() : 1.0f;
   float dot = 0.0f;
   if constexpr (Packs > 0) {
 #pragma unroll
@@ -207,7 +219,11 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
       dh[k].load(q.dh + first + c);
       h[k].load(q.h + first + c);
     }
-    if (begin < q.cols) other.load(q, first + begin);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int64_t c = begin + k * kStep;
+      if (c < q.cols) other[k].load(q, first + c);
+    }
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       if (begin + k * kStep < q.cols) dot += dot_of(dh[k], h[k]);
@@ -220,32 +236,42 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
     }
   }
   const float mean = row_sum<Lanes>(dot) / static_cast<float>(q.cols);
-  BwdRow made{
-      .a = rstd * q.scale, .b = rstd * mean / q.scale, .fa = q.a.value(), .fb = q.b.value()};
+  const BwdRow made{
+      .a = rstd * q.scale, .b = rstd * mean / q.scale, .fa = q.a.of(a), .fb = q.b.of(b)};
   if constexpr (Packs > 0) {
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int64_t c = begin + k * kStep;
       if (c >= q.cols) continue;
-      const Others<T, N> mine = other;
-      if (k + 1 < kKept && c + kStep < q.cols) other.load(q, first + c + kStep);
-      store_gradients(q, first + c, dh[k], h[k], mine, made);
+      if (k + kAhead < kKept && c + kAhead * kStep < q.cols)
+        other[k + kAhead].load(q, first + c + kAhead * kStep);
+      store_gradients(q, first + c, dh[k], h[k], other[k], made, sums);
     }
   } else {
     for (int64_t c = begin; c < q.cols; c += kStep) {
       dh[0].load(q.dh + first + c);
       h[0].load(q.h + first + c);
-      other.load(q, first + c);
-      store_gradients(q, first + c, dh[0], h[0], other, made);
+      other[0].load(q, first + c);
+      store_gradients(q, first + c, dh[0], h[0], other[0], made, sums);
     }
   }
-  if (q.s != nullptr) {
-    const float sum = row_sum<Lanes>(made.sum_s);
-    if (begin == 0) q.sum_s[row] = sum;
-  }
-  if (q.z != nullptr) {
-    const float sum = row_sum<Lanes>(made.sum_z);
-    if (begin == 0) q.sum_z[row] = sum;
+}
+
+/// Scaled: dz is wanted; without, neither s, z nor dz_in is given.
+template <typename T, int N, int Lanes, int Packs, bool Scaled>
+__global__ void __launch_bounds__(kThreadsOf<Lanes>) bwd_kernel(Bwd<T> q) {
+  const int64_t row = row_of_thread<Lanes>();
+  BwdSums sums;
+  if (row < q.rows) bwd_row<T, N, Lanes, Packs, Scaled>(q, row, sums);
+  if constexpr (Scaled) {
+    if (q.s != nullptr) {
+      const float sum = block_sum<kThreadsOf<Lanes>>(sums.s);
+      if (threadIdx.x == 0) q.sum_s[blockIdx.x] = sum;
+    }
+    if (q.z != nullptr) {
+      const float sum = block_sum<kThreadsOf<Lanes>>(sums.z);
+      if (threadIdx.x == 0) q.sum_z[blockIdx.x] = sum;
+    }
   }
 }
 
@@ -280,9 +306,9 @@ void residual_rmsnorm_fwd_cuda(const Exec& exec, const ResidualRmsnormFwd& args)
                    .scale = static_cast<float>(args.scale)};
     const bool packs = rows_of_16_bytes<T>(cols, {q.x, q.y, q.z, q.s, q.t, q.h});
     with_row_shape<T>(cols, packs, [&](auto n, auto lanes, auto kept) {
-      fwd_kernel<T, decltype(n)::value, decltype(lanes)::value, decltype(kept)::value>
-          <<<grid_for(rows, kThreads / decltype(lanes)::value), kThreads, 0, cuda_stream(exec)>>>(
-              q);
+      constexpr int kLanes = decltype(lanes)::value, kThreads = kThreadsOf<kLanes>;
+      fwd_kernel<T, decltype(n)::value, kLanes, decltype(kept)::value>
+          <<<grid_for(rows, kThreads / kLanes), kThreads, 0, cuda_stream(exec)>>>(q);
     });
   });
   cuda::check_launch("residual_rmsnorm");
@@ -294,31 +320,36 @@ void residual_rmsnorm_bwd_cuda(const Exec& exec, const ResidualRmsnormBwd& args)
   auto* sums = reinterpret_cast<float*>(exec.scratch.data());
   with_cuda_type(args.dh.dtype(), "residual_rmsnorm_bwd", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Bwd<T> q{.dh = given<T>(args.dh),
-                   .h = given<T>(args.h),
-                   .dt_in = given<T>(args.dt_in),
-                   .s = args.da.empty() ? nullptr : given<T>(args.s),
-                   .z = args.db.empty() ? nullptr : given<T>(args.z),
-                   .dz_in = given<T>(args.dz_in),
-                   .rstd = args.rstd.as<float>(),
-                   .ds = given<T>(args.ds),
-                   .dz = given<T>(args.dz),
-                   .sum_s = sums,
-                   .sum_z = sums + rows,
-                   .a = {args.ca, args.a, args.ia},
-                   .b = {args.cb, args.b, args.ib},
-                   .rows = rows,
-                   .cols = cols,
-                   .scale = static_cast<float>(args.scale)};
+    Bwd<T> q{.dh = given<T>(args.dh),
+             .h = given<T>(args.h),
+             .dt_in = given<T>(args.dt_in),
+             .s = args.da.empty() ? nullptr : given<T>(args.s),
+             .z = args.db.empty() ? nullptr : given<T>(args.z),
+             .dz_in = given<T>(args.dz_in),
+             .rstd = args.rstd.as<float>(),
+             .ds = given<T>(args.ds),
+             .dz = given<T>(args.dz),
+             .sum_s = nullptr,
+             .sum_z = nullptr,
+             .a = {args.ca, args.a, args.ia},
+             .b = {args.cb, args.b, args.ib},
+             .rows = rows,
+             .cols = cols,
+             .scale = static_cast<float>(args.scale)};
     const bool packs =
         rows_of_16_bytes<T>(cols, {q.dh, q.h, q.dt_in, q.s, q.z, q.dz_in, q.ds, q.dz});
     with_row_shape<T>(cols, packs, [&](auto n, auto lanes, auto kept) {
-      bwd_kernel<T, decltype(n)::value, decltype(lanes)::value, decltype(kept)::value>
-          <<<grid_for(rows, kThreads / decltype(lanes)::value), kThreads, 0, cuda_stream(exec)>>>(
-              q);
+      constexpr int kN = decltype(n)::value, kLanes = decltype(lanes)::value;
+      constexpr int kPacks = decltype(kept)::value, kThreads = kThreadsOf<kLanes>;
+      const unsigned blocks = grid_for(rows, kThreads / kLanes);
+      q.sum_s = sums, q.sum_z = sums + blocks;
+      const auto kernel = q.dz != nullptr ? bwd_kernel<T, kN, kLanes, kPacks, true>
+                                          : bwd_kernel<T, kN, kLanes, kPacks, false>;
+      kernel<<<blocks, kThreads, 0, cuda_stream(exec)>>>(q);
+      add_factor_gradients(exec, sums, blocks, {args.ca, args.da, args.ia},
+                           {args.cb, args.db, args.ib});
     });
   });
-  add_factor_gradients(exec, sums, rows, {args.ca, args.da, args.ia}, {args.cb, args.db, args.ib});
   cuda::check_launch("residual_rmsnorm_bwd");
 }
 
