@@ -25,16 +25,25 @@ inline unsigned lane_blocks(int64_t rows, int lanes) {
 struct RowLane {
   int64_t row;
   int lane;
-  __device__ explicit RowLane(int lanes)
-      : row(blockIdx.x * static_cast<int64_t>(kLaneThreads / lanes) +
-            threadIdx.x / static_cast<unsigned>(lanes)),
-        lane(static_cast<int>(threadIdx.x) & (lanes - 1)) {}
+  __device__ explicit RowLane(int lanes) {
+    row = (blockIdx.x * static_cast<int64_t>(kLaneThreads) + threadIdx.x) >> (__ffs(lanes) - 1);
+    lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  }
 };
 
 /// Sum over each group of `lanes` neighbours, in every lane. The whole warp must call it.
 __device__ inline float group_sum(float x, int lanes) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kFullWarp, x, offset);
   return x;
+}
+
+/// The same of K numbers at once.
+template <int K>
+__device__ inline void group_sums(float (&x)[K], int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+#pragma unroll
+    for (float& sum : x) sum += __shfl_xor_sync(kFullWarp, sum, offset);
+  }
 }
 
 }  // namespace tightloop

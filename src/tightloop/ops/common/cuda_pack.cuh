@@ -35,6 +35,11 @@ struct Stored {
 #pragma unroll
     for (int j = 0; j < N; ++j) store_float(pack.at + j, x[j]);
   }
+  /// The same number by another instruction where T is bf16, so that the compiler does not hold
+  /// floats in registers from one use to the next beside what they are made of.
+  __device__ float again(int j) const {
+    return at(j);
+  }
 };
 /// Two bf16 share a register; a Pack takes one for each.
 template <int N>
@@ -51,6 +56,9 @@ requires(N % 2 == 0) struct Stored<bf16, N> {
   __device__ void set(const float (&x)[N]) {
 #pragma unroll
     for (int j = 0; j < N; j += 2) pairs.at[j / 2] = pack_bf16(x[j], x[j + 1]);
+  }
+  __device__ float again(int j) const {
+    return __uint_as_float(__byte_perm(pairs.at[j / 2], 0, j % 2 == 0 ? 0x1044 : 0x3244));
   }
 };
 

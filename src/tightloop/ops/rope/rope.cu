@@ -9,13 +9,15 @@ __global__ void __launch_bounds__(kLaneThreads)
     rope_rows(const T* x, T* y, Angles angles, int64_t rows, int lanes, float sign) {
   const RowLane at(lanes);
   if (at.row >= rows) return;
-  const int64_t half = angles.dim / 2;
+  const int half = angles.dim / 2;
   const float* cos_sin = angles.of_row(at.row);
   x += at.row * angles.dim, y += at.row * angles.dim;
-  for (int64_t j = at.lane * N; j < half; j += lanes * N) {
+  for (int j = at.lane * N; j < half; j += lanes * N) {
     float a[N], b[N];
+    Turn<N> turn;
     load_floats(x + j, a), load_floats(x + half + j, b);
-    rotate(a, b, cos_sin, j, half, sign);
+    turn.load(cos_sin, j, half);
+    turn.rotate(a, b, sign);
     store_floats(y + j, a), store_floats(y + half + j, b);
   }
 }
