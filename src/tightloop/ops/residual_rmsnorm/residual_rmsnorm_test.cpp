@@ -36,10 +36,11 @@ testing::TestProgram fused(const Shape& shape, Form form) {
 }
 
 TEST(ResidualRmsnorm, CpuMatchesRefAndFiniteDifferences) {
-  // The last three: rows that a lane of cuda keeps many packs of, that a block takes, and that are
-  // too long to keep.
-  for (const Shape& shape : {Shape{2, 3}, Shape{2, 5, 33}, Shape{20, 192}, Shape{3, 1000},
-                             Shape{3, 3000}, Shape{2, 5000}}) {
+  // Rows that a lane of cuda keeps 3 to 8 packs of, that a block takes, and that are too long to
+  // keep.
+  for (const Shape& shape :
+       {Shape{2, 3}, Shape{2, 5, 33}, Shape{20, 192}, Shape{6, 384}, Shape{5, 512}, Shape{3, 640},
+        Shape{5, 768}, Shape{3, 1000}, Shape{3, 3000}, Shape{2, 5000}}) {
     for (const Form form : kForms) {
       SCOPED_TRACE(fmt::format("{} add {} scale {}", to_string(shape), form.add, form.scale));
       check_op(fused(shape, form), {.tolerance = 1e-5});
@@ -160,6 +161,63 @@ TEST(ResidualRmsnormBwd, SameBitsForAnyThreadCount) {
     return all;
   };
   EXPECT_EQ(run(1), run(6));
+}
+
+/// Forward and backward in bf16 on cuda, twice, against the reference; each from slots of its own,
+/// so that nothing but its results is rounded.
+void check_bf16_on_cuda(const Shape& shape, Form form) {
+  SCOPED_TRACE(fmt::format("{} add {} scale {}", to_string(shape), form.add, form.scale));
+  testing::TestProgram test;
+  for (const char* name : {"x", "y", "z", "dh", "h", "dt_in", "s", "dz_in"})
+    test.slots.push_back({name, {DType::bf16, shape}});
+  test.slots.push_back({"rstd", {DType::f32, {shape.rows()}}});
+  for (const char* name : {"a", "b", "da", "db"}) test.slots.push_back({name, {DType::f32, {3}}});
+  auto slots = std::make_shared<SlotTable>();
+  for (const auto& slot : test.slots) slots->add({slot.name, slot.type, slot.role});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const auto if_scaled = [&](const char* name) { return form.scale ? b.slot(name) : Value{}; };
+  const auto out =
+      residual_rmsnorm(b, b.slot("x"), form.add ? b.slot("y") : Value{}, if_scaled("z"),
+                       {.vector = if_scaled("a"), .index = 2, .constant = 0.5},
+                       {.vector = if_scaled("b"), .index = 1}, {1e-5, 1.2});
+  std::vector<Value> results{out.h};
+  if (form.add || form.scale) results.push_back(out.t);
+  if (form.add && form.scale) results.push_back(out.s);
+  const std::vector<Value> grads =
+      b.emit("residual_rmsnorm_bwd",
+             {b.slot("dh"), b.slot("h"), b.slot("rstd"), form.add ? b.slot("dt_in") : Value{},
+              if_scaled("s"), if_scaled("z"), if_scaled("a"), if_scaled("b"),
+              form.add ? if_scaled("dz_in") : Value{}},
+             {{"scale", 1.2},
+              {"has_scale", form.scale},
+              {"ca", 0.5},
+              {"cb", 1.0},
+              {"ia", int64_t{2}},
+              {"ib", int64_t{1}}},
+             {if_scaled("da"), if_scaled("db")});
+  results.insert(results.end(), grads.begin(), grads.end());
+  Interpreter ref(program, Device::ref), one(program, Device::cuda), two(program, Device::cuda);
+  for (const Interpreter* run : {&ref, &one, &two}) testing::fill_slots(*run, test, 5);
+  ref.run(), one.run(), two.run();
+  const auto expect_near = [&](const TensorView& x, const TensorView& y, const TensorView& truth,
+                               double tolerance) {
+    EXPECT_LE(testing::scaled_error(one, x, ref, truth), tolerance);
+    EXPECT_EQ(std::memcmp(x.data, y.data, static_cast<size_t>(x.bytes())), 0);
+  };
+  const double tolerance = shape.cols() > 8192 ? 8e-3 : 4e-3;  // h of a rounded t in long rows
+  for (const Value v : results) expect_near(one.view(v), two.view(v), ref.view(v), tolerance);
+  for (const char* name : {"da", "db"})
+    expect_near(one.slot(name), two.slot(name), ref.slot(name), 1e-3);  // terms of both signs
+}
+
+// Rows that a lane keeps 3, 4, 5, 6 and 8 packs of 8 elements of, that a block takes, that are too
+// long to keep, and of no whole packs; the last rows leave a block of warps short.
+TEST(ResidualRmsnorm, Bf16OnCudaIsCloseToRefAndRepeatsItsBits) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  for (const int64_t cols : {768, 1000, 1280, 1288, 1536, 2048, 3000, 9000, 770}) {
+    for (const Form form : kForms) check_bf16_on_cuda({7, cols}, form);
+  }
 }
 
 TEST(ResidualRmsnorm, InPlaceGivesTheSameBits) {

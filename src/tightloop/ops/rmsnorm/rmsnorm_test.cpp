@@ -31,7 +31,8 @@ TEST(Rmsnorm, WeightGetsItsGradient) {
 // keep; more rows than blocks for the weight's gradient.
 TEST(Rmsnorm, LongRowsAndManyRows) {
   for (const Shape& shape :
-       {Shape{5, 1000}, Shape{5, 1001}, Shape{3, 3000}, Shape{3, 5000}, Shape{5000, 8}}) {
+       {Shape{9, 384}, Shape{9, 512}, Shape{9, 640}, Shape{9, 768}, Shape{5, 1000}, Shape{5, 1001},
+        Shape{3, 3000}, Shape{3, 5000}, Shape{5000, 8}}) {
     for (const bool weighted : {false, true}) {
       SCOPED_TRACE(fmt::format("{} weighted {}", to_string(shape), weighted));
       std::vector<testing::TestSlot> slots{{"x", {DType::f32, shape}}};
