@@ -25,7 +25,7 @@ __device__ float row_sum(float x) {
 
 /// Calls fn with the constants N, Lanes, Packs that suit rows of `cols` elements of T; `packs`:
 /// whether 16 bytes may be moved at once. Packs beyond what the row needs would cost registers, so
-/// rows of 16-byte packs get 3, 5 and 6 too.
+/// rows of 16-byte packs get 3, 5 and 6 too, and in a block 2.
 template <typename T, typename Fn>
 void with_row_shape(int64_t cols, bool packs, Fn&& fn) {
   const auto with_lanes = [&](auto n) {
@@ -33,6 +33,7 @@ void with_row_shape(int64_t cols, bool packs, Fn&& fn) {
     constexpr std::integral_constant<int, kWarp> kByWarp{};
     constexpr std::integral_constant<int, kRowShapeThreads> kByBlock{};
     const auto in_warp = [&](auto kept) { return cols <= kWarp * kN * decltype(kept)::value; };
+    constexpr std::integral_constant<int, 2> kKeep2{};
     constexpr std::integral_constant<int, 3> kKeep3{};
     constexpr std::integral_constant<int, kFewPacks> kKeepFew{};
     constexpr std::integral_constant<int, 5> kKeep5{};
@@ -48,6 +49,9 @@ void with_row_shape(int64_t cols, bool packs, Fn&& fn) {
       if (in_warp(kKeep6)) return fn(n, kByWarp, kKeep6);
     }
     if (in_warp(kKeepMany)) return fn(n, kByWarp, kKeepMany);
+    if constexpr (kN > 1) {
+      if (cols <= kRowShapeThreads * kN * 2) return fn(n, kByBlock, kKeep2);
+    }
     if (cols <= kRowShapeThreads * kN * kFewPacks) return fn(n, kByBlock, kKeepFew);
     fn(n, kByBlock, kKeepNone);
   };

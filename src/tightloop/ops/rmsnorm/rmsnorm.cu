@@ -114,11 +114,37 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
   float* partial = Dweight ? q.partial + blockIdx.x * q.cols : nullptr;
   float sums[kKept][N] = {};  // of dy * xhat, for Dweight
 
-  for (int64_t row = first_row + threadIdx.x / Lanes; row < end_row; row += kThreads / Lanes) {
+  /// What a lane keeps of a row.
+  struct Kept {
+    Stored<T, N> g[kKept], s[kKept];
+    float rstd;
+  };
+  const auto load = [&](Kept& of, int64_t row) {
+    of.rstd = q.rstd[row];
+    if constexpr (Packs > 0) {
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        const int64_t c = begin + k * kStep;
+        if (c < q.cols)
+          of.g[k].load(q.dy + row * q.cols + c), of.s[k].load(q.saved + row * q.cols + c);
+      }
+    }
+  };
+  constexpr int64_t kAtOnce = kThreads / Lanes;
+  Kept now,
+      next;  // with Dweight a warp or block has many rows: the next comes while this is worked on
+  int64_t row = first_row + threadIdx.x / Lanes;
+  if (Dweight && row < end_row) load(now, row);
+  for (; row < end_row; row += kAtOnce) {
+    if constexpr (!Dweight) {
+      load(now, row);
+    } else if (row + kAtOnce < end_row) {
+      load(next, row + kAtOnce);
+    }
     const T *dy = q.dy + row * q.cols, *saved = q.saved + row * q.cols;
     T* dx = q.dx + row * q.cols;
-    Stored<T, N> g[kKept], s[kKept];
-    const float rstd = q.rstd[row];
+    auto &g = now.g, &s = now.s;
+    const float rstd = now.rstd;
     float dot = 0.0f;
     const auto weight_at = [&](int64_t c, float(&w)[N]) {
       if (q.weight != nullptr) {
@@ -135,11 +161,6 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
       for (int j = 0; j < N; ++j) dot += g[k].at(j) * w[j] * s[k].at(j);
     };
     if constexpr (Packs > 0) {
-#pragma unroll
-      for (int k = 0; k < kKept; ++k) {
-        const int64_t c = begin + k * kStep;
-        if (c < q.cols) g[k].load(dy + c), s[k].load(saved + c);
-      }
 #pragma unroll
       for (int k = 0; k < kKept; ++k) {
         if (begin + k * kStep < q.cols) add_dot(k, begin + k * kStep);
@@ -183,6 +204,7 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
         put(0, c);
       }
     }
+    if constexpr (Dweight) now = next;
   }
   if constexpr (Dweight && Packs > 0) {
 #pragma unroll
@@ -270,9 +292,10 @@ void rmsnorm_bwd_cuda(const Exec& exec, const RmsnormBwd& a) {
       constexpr int kN = decltype(n)::value, kLanes = decltype(lanes)::value;
       constexpr int kPacks = decltype(kept)::value;
       constexpr int64_t kAtOnce = kThreads / kLanes;
-      q.rows_of_block =
-          wants_dweight ? std::max(kAtOnce, (rows + kRmsnormCudaBlocks - 1) / kRmsnormCudaBlocks)
-                        : kAtOnce;
+      // With dweight no more blocks than the 132 processors of an H200 take at once.
+      constexpr int64_t kBlocks = 132 * (kLanes == kWarp ? 2 : 3);
+      static_assert(kBlocks <= kRmsnormCudaBlocks);
+      q.rows_of_block = wants_dweight ? std::max(kAtOnce, (rows + kBlocks - 1) / kBlocks) : kAtOnce;
       const unsigned blocks = grid_for(rows, q.rows_of_block);
       const auto kernel = wants_dweight ? bwd_kernel<T, kN, kLanes, kPacks, true>
                                         : bwd_kernel<T, kN, kLanes, kPacks, false>;
