@@ -111,7 +111,7 @@ class DeviceCheck(unittest.TestCase):
         self.assertRegex(text, r"bf16 32 x 2048, forward \+ backward +100.0 ms +99.0 +101.0 +50.0 +50.0%")
         self.assertRegex(text, r"f32 32 x 2048, tokens/s +123,456")
         self.assertRegex(text, r"rmsnorm 8 x 9 +15.0 us +20.0 us +75.0%\n")
-        self.assertRegex(text, r"product nt 1 x 2 x 3 x 4 +45.0 us +50.0 us +90.0% +55.0 us +1.10\n")
+        self.assertRegex(text, r"product nt 1 x 2 x 3 x 4 +45.0 us +50.0 us +90.0% +55.0 us +1.10 +cuBLASLt\n")
         self.assertEqual([line["step"] for line in lines if line["event"] == "step"], STEPS)
         self.assertEqual(sum(line["event"] == "kernel" for line in lines), 2)
         self.assertEqual(sum(line["event"] == "train" for line in lines), 2)

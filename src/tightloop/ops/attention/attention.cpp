@@ -22,8 +22,7 @@ void attention_fwd(const Exec& exec, const AttentionFwd& args) {
 
 void attention_bwd(const Exec& exec, const AttentionBwd& args) {
   if (exec.device == Device::cuda) {
-    if (!attention_bwd_sm90(exec, args) && !cudnn_attention_bwd(exec, args))
-      TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
+    TL_CUDA_KERNEL(attention_bwd_cuda(exec, args));
     return;
   }
   exec.device == Device::ref
@@ -51,21 +50,6 @@ std::string attention_library() {
   const int64_t version = cudnn_attention_version();
   return version == 0 ? "own" : fmt::format("cuDNN {}", version);
 }
-
-#ifndef TL_CUDA  // attention_sm90.cu is not in this build
-bool attention_bwd_sm90_takes(const Type&, const Type&) {
-  return false;
-}
-int64_t attention_bwd_sm90_scratch_bytes(const Type&) {
-  return 0;
-}
-bool attention_bwd_sm90(const Exec&, const AttentionBwd&) {
-  return false;
-}
-bool set_sm90_attention(bool) {
-  return false;
-}
-#endif
 
 namespace {
 

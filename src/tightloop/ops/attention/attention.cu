@@ -1,6 +1,8 @@
 #include <algorithm>
 
+#include "tightloop/ops/attention/attention_cudnn.h"
 #include "tightloop/ops/attention/attention_kernels.h"
+#include "tightloop/ops/attention/attention_sm90.h"
 #include "tightloop/ops/common/cuda_lanes.cuh"
 #include "tightloop/ops/common/cuda_mma.cuh"
 
@@ -557,6 +559,7 @@ void attention_fwd_cuda(const Exec& exec, const AttentionFwd& a) {
 }
 
 void attention_bwd_cuda(const Exec& exec, const AttentionBwd& a) {
+  if (attention_bwd_sm90(exec, a) || cudnn_attention_bwd(exec, a)) return;
   Problem p = problem_of("attention_bwd", a.q.shape(), a.k.shape(), a.window, a.softmax_scale);
   float* delta = reinterpret_cast<float*>(exec.scratch.data());
   with_cuda_type(a.q.dtype(), "attention_bwd", [&](auto* t) {

@@ -21,7 +21,8 @@ int64_t attention_fwd_scratch_bytes(const Shape& q, const Shape& k, const Attent
 int64_t attention_bwd_scratch_bytes(const Shape& q, const Shape& k, const AttentionTiles& tiles);
 
 void attention_fwd_cuda(const Exec& exec, const AttentionFwd& args);
-/// exec.scratch: B * T * H floats.
+/// By the Hopper kernel, else cuDNN, else our portable kernels, whose exec.scratch is B * T * H
+/// floats.
 void attention_bwd_cuda(const Exec& exec, const AttentionBwd& args);
 
 }  // namespace tightloop

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <atomic>
 #include <type_traits>
 
 #include "tightloop/ops/attention/attention_sm90.h"
@@ -30,13 +29,13 @@ constexpr int kDim = 128, kKeys = 128, kQueries = 64;
 constexpr int kBox = 64;    // columns that move at once: 128 bytes
 constexpr int kGroups = 2;  // warpgroups that multiply
 constexpr int kThreads = (kGroups + 1) * hopper::kWarpgroup;
-constexpr int kWarps = kGroups * 4;  // that multiply
+[[maybe_unused]] constexpr int kWarps = kGroups * 4;  // that multiply
 constexpr int kStagesQ = 3, kStagesGradO = 2;
 constexpr int kBytesKeys = kKeys * kDim * 2, kBytesQueries = kQueries * kDim * 2;
-constexpr int kBoxKeys = kKeys * kBox * 2, kBoxQueries = kQueries * kBox * 2;
+[[maybe_unused]] constexpr int kBoxKeys = kKeys * kBox * 2, kBoxQueries = kQueries * kBox * 2;
 constexpr int kBytesScores = kKeys * kQueries * 2;
 constexpr int kDqFloats = kQueries * kDim, kBytesDq = kDqFloats * 4;
-constexpr int kBytesRows = 16 * kBox * 2;  // of a warp's rows in a box
+[[maybe_unused]] constexpr int kBytesRows = 16 * kBox * 2;  // of a warp's rows in a box
 
 /// What is known of each query of a tile: all lse * log2(e), then all delta.
 constexpr int kStatistics = 2 * kQueries, kBytesStatistics = kStatistics * 4;
@@ -45,15 +44,9 @@ struct Problem {
   int tokens, heads, kv_heads, window;
   int key_tiles, query_tiles, units;  // units: tiles of keys of all heads and sequences
   float scale, scale_log2;
-
-  /// The first and the past-the-last tile of queries that see a tile of keys, and the first tile of
-  /// keys that a tile of queries sees; the last one is query_tile / 2.
-  __host__ __device__ int first_queries(int keys) const { return 2 * keys; }
-  __host__ __device__ int end_queries(int keys) const {
-    return min(query_tiles, (keys * kKeys + kKeys - 1 + window) / kQueries + 1);
-  }
 };
 static_assert(kKeys == 2 * kQueries);
+static_assert(kAttentionSm90TileBytes == kBytesDq + kBytesStatistics + sizeof(unsigned));
 
 /// Device memory of a call, for each tile of queries of each head.
 struct Scratch {
@@ -62,10 +55,6 @@ struct Scratch {
   unsigned* added;    // how many tiles of keys have added to dq
   unsigned* taken;    // one: how many units have been taken
 
-  static int64_t bytes_for(int64_t tiles) {
-    return tiles * (kBytesDq + kBytesStatistics + int64_t{sizeof(unsigned)}) +
-           int64_t{sizeof(unsigned)};
-  }
   Scratch(std::byte* at, int64_t tiles)
       : statistics(reinterpret_cast<float*>(at)),
         dq(statistics + tiles * kStatistics),
@@ -73,54 +62,11 @@ struct Scratch {
         taken(added + tiles) {}
 };
 
-/// A tile of keys, and which heads it belongs to.
-struct Unit {
-  int keys, kv_head, batch, group;  // group: query heads that share it
-
-  __device__ Unit(const Problem& p, int unit)
-      : keys(p.key_tiles - 1 - unit % p.key_tiles),
-        kv_head(unit / p.key_tiles % p.kv_heads),
-        batch(unit / p.key_tiles / p.kv_heads),
-        group(p.heads / p.kv_heads) {}
-  /// Calls fn(query head, tile of queries, the tile's place in Scratch) for every step.
-  template <typename Fn>
-  __device__ void for_steps(const Problem& p, Fn&& fn) const {
-    const int end = p.end_queries(keys);
-#pragma unroll 1
-    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
-#pragma unroll 1
-      for (int queries = p.first_queries(keys); queries < end; ++queries)
-        fn(head, queries, (static_cast<int64_t>(batch) * p.heads + head) * p.query_tiles + queries);
-  }
-};
-
-/// Shared memory of a block, as addresses.
-struct Shared {
-  static constexpr int kBytes = 1024 + 2 * kBytesKeys + (kStagesQ + kStagesGradO) * kBytesQueries +
-                                kBytesScores + 2 * kBytesDq + kStagesQ * kBytesStatistics +
-                                (2 * kStagesQ + 2 * kStagesGradO + 7) * 8;
-
-  unsigned base;
-  __device__ explicit Shared(unsigned start) : base((start + 1023) / 1024 * 1024) {}
-  __device__ unsigned k() const { return base; }
-  __device__ unsigned v() const { return k() + kBytesKeys; }
-  __device__ unsigned q(int stage) const { return v() + kBytesKeys + stage * kBytesQueries; }
-  __device__ unsigned grad_o(int stage) const { return q(kStagesQ + stage); }
-  __device__ unsigned ds() const { return grad_o(kStagesGradO); }
-  __device__ unsigned dq(int turn) const { return ds() + kBytesScores + turn * kBytesDq; }
-  __device__ unsigned statistics(int stage) const { return dq(2) + stage * kBytesStatistics; }
-  // Barriers.
-  __device__ unsigned q_full(int stage) const { return statistics(kStagesQ) + stage * 8; }
-  __device__ unsigned q_empty(int stage) const { return q_full(kStagesQ + stage); }
-  __device__ unsigned grad_o_full(int stage) const { return q_empty(kStagesQ + stage); }
-  __device__ unsigned grad_o_empty(int stage) const { return grad_o_full(kStagesGradO + stage); }
-  __device__ unsigned dq_full(int turn) const { return grad_o_empty(kStagesGradO + turn); }
-  __device__ unsigned dq_empty(int turn) const { return dq_full(2 + turn); }
-  __device__ unsigned keys_full() const { return dq_empty(2); }
-  __device__ unsigned keys_empty() const { return keys_full() + 8; }
-  __device__ unsigned unit() const { return keys_empty() + 8; }
-};
-static_assert(Shared::kBytes <= 227 * 1024);
+/// Shared memory of a block: k, v, the stages, ds, two parts of dq, statistics, barriers.
+constexpr int kSharedBytes = 1024 + 2 * kBytesKeys + (kStagesQ + kStagesGradO) * kBytesQueries +
+                             kBytesScores + 2 * kBytesDq + kStagesQ * kBytesStatistics +
+                             (2 * kStagesQ + 2 * kStagesGradO + 7) * 8;
+static_assert(kSharedBytes <= 227 * 1024);
 
 /// Statistics of a tile of queries, and nothing added yet. One block each; heads side by side.
 __global__ void __launch_bounds__(256) prepare_kernel(
@@ -216,6 +162,52 @@ __global__ void __launch_bounds__(256) round_kernel(bf16* dq, Scratch scratch, P
 #if TL_HOPPER_CODE
 
 using sm90::Place;
+
+/// A tile of keys, and which heads it belongs to.
+struct Unit {
+  int keys, kv_head, batch, group;  // group: query heads that share it
+  int first_queries, end_queries;   // the tiles of queries that see it
+
+  __device__ Unit(const Problem& p, int unit)
+      : keys(p.key_tiles - 1 - unit % p.key_tiles),
+        kv_head(unit / p.key_tiles % p.kv_heads),
+        batch(unit / p.key_tiles / p.kv_heads),
+        group(p.heads / p.kv_heads),
+        first_queries(2 * keys),
+        end_queries(min(p.query_tiles, (keys * kKeys + kKeys - 1 + p.window) / kQueries + 1)) {}
+  /// Calls fn(query head, tile of queries, the tile's place in Scratch) for every step.
+  template <typename Fn>
+  __device__ void for_steps(const Problem& p, Fn&& fn) const {
+#pragma unroll 1
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
+#pragma unroll 1
+      for (int queries = first_queries; queries < end_queries; ++queries)
+        fn(head, queries, (static_cast<int64_t>(batch) * p.heads + head) * p.query_tiles + queries);
+  }
+};
+
+/// The block's shared memory, as addresses.
+struct Shared {
+  unsigned base;
+  __device__ explicit Shared(unsigned start) : base((start + 1023) / 1024 * 1024) {}
+  __device__ unsigned k() const { return base; }
+  __device__ unsigned v() const { return k() + kBytesKeys; }
+  __device__ unsigned q(int stage) const { return v() + kBytesKeys + stage * kBytesQueries; }
+  __device__ unsigned grad_o(int stage) const { return q(kStagesQ + stage); }
+  __device__ unsigned ds() const { return grad_o(kStagesGradO); }
+  __device__ unsigned dq(int turn) const { return ds() + kBytesScores + turn * kBytesDq; }
+  __device__ unsigned statistics(int stage) const { return dq(2) + stage * kBytesStatistics; }
+  // Barriers.
+  __device__ unsigned q_full(int stage) const { return statistics(kStagesQ) + stage * 8; }
+  __device__ unsigned q_empty(int stage) const { return q_full(kStagesQ + stage); }
+  __device__ unsigned grad_o_full(int stage) const { return q_empty(kStagesQ + stage); }
+  __device__ unsigned grad_o_empty(int stage) const { return grad_o_full(kStagesGradO + stage); }
+  __device__ unsigned dq_full(int turn) const { return grad_o_empty(kStagesGradO + turn); }
+  __device__ unsigned dq_empty(int turn) const { return dq_full(2 + turn); }
+  __device__ unsigned keys_full() const { return dq_empty(2); }
+  __device__ unsigned keys_empty() const { return keys_full() + 8; }
+  __device__ unsigned unit() const { return keys_empty() + 8; }
+};
 
 __device__ inline int load_shared(unsigned address) {
   int value;
@@ -456,7 +448,7 @@ __device__ void multiply(const Problem& p,
     const int unit = load_shared(shared.unit());
     if (unit >= p.units) break;
     const Unit u(p, unit);
-    const int first = p.first_queries(u.keys), end = p.end_queries(u.keys);
+    const int first = u.first_queries, end = u.end_queries;
     const int steps = (end - first) * u.group;
     const int x = u.kv_head * kDim, y = u.keys * kKeys + warp * 16;
     const int key = u.keys * kKeys + group * 64;  // first of the warpgroup
@@ -626,25 +618,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-int64_t query_tiles_of(const Shape& q) {
-  return q[0] * q[2] * ((q[1] + kQueries - 1) / kQueries);
-}
-
-std::atomic<bool> enabled = true;
-
 }  // namespace
-
-bool attention_bwd_sm90_takes(const Type& q, const Type& k) {
-  static const bool on_hopper = cuda::device_count() > 0 && cuda::device_info().compute_major == 9;
-  constexpr int64_t kMost = int64_t{1} << 30;
-  return on_hopper && enabled && !cuda::generic_arch() && q.dtype == DType::bf16 &&
-         q.shape[3] == kDim && q.shape[1] < kMost && q.shape[2] * kDim < kMost &&
-         query_tiles_of(q.shape) < kMost && query_tiles_of(k.shape) < kMost;
-}
-
-int64_t attention_bwd_sm90_scratch_bytes(const Type& q) {
-  return Scratch::bytes_for(query_tiles_of(q.shape));
-}
 
 bool attention_bwd_sm90(const Exec& exec, const AttentionBwd& a) {
   if (!attention_bwd_sm90_takes(a.q.type, a.k.type) ||
@@ -668,34 +642,30 @@ bool attention_bwd_sm90(const Exec& exec, const AttentionBwd& a) {
                   .units = static_cast<int>(batch * kv_heads) * tiles_of(kKeys),
                   .scale = static_cast<float>(a.softmax_scale),
                   .scale_log2 = static_cast<float>(a.softmax_scale * 1.4426950408889634)};
-  const int64_t tiles = query_tiles_of(q);
+  const int64_t tiles = attention_sm90_query_tiles(q);
   const Scratch scratch(exec.scratch.data(), tiles);
   const auto map = [&](const void* data, int64_t of_heads, int rows) {
     const int64_t row = of_heads * kDim;
     return sm90::map_of(data, tokens, row, row, batch, tokens * row, rows);
   };
   static const int most_blocks = [] {
-    const cudaError_t status = cudaFuncSetAttribute(
-        bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shared::kBytes);
+    const cudaError_t status =
+        cudaFuncSetAttribute(bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
     if (status != cudaSuccess)
-      fail(ErrorKind::device, "attention_bwd on cuda: {} bytes of shared memory: {}",
-           Shared::kBytes, cudaGetErrorString(status));
+      fail(ErrorKind::device, "attention_bwd on cuda: {} bytes of shared memory: {}", kSharedBytes,
+           cudaGetErrorString(status));
     return static_cast<int>(cuda::device_info().multiprocessors);
   }();
   const cudaStream_t stream = cuda_stream(exec);
   prepare_kernel<<<static_cast<unsigned>(tiles), 256, 0, stream>>>(
       a.grad_o.as<bf16>(), a.o.as<bf16>(), a.lse.as<float>(), scratch, p);
-  bwd_kernel<<<static_cast<unsigned>(std::min(most_blocks, p.units)), kThreads, Shared::kBytes,
+  bwd_kernel<<<static_cast<unsigned>(std::min(most_blocks, p.units)), kThreads, kSharedBytes,
                stream>>>(p, scratch, map(a.q.data, heads, kQueries), map(a.k.data, kv_heads, kKeys),
                          map(a.v.data, kv_heads, kKeys), map(a.grad_o.data, heads, kQueries),
                          map(a.dk.data, kv_heads, 16), map(a.dv.data, kv_heads, 16));
   round_kernel<<<static_cast<unsigned>(tiles), 256, 0, stream>>>(a.dq.as<bf16>(), scratch, p);
   cuda::check_launch("attention_bwd");
   return true;
-}
-
-bool set_sm90_attention(bool on) {
-  return enabled.exchange(on);
 }
 
 }  // namespace tightloop

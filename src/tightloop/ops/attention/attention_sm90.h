@@ -12,6 +12,11 @@ bool attention_bwd_sm90_takes(const Type& q, const Type& k);
 
 int64_t attention_bwd_sm90_scratch_bytes(const Type& q);
 
+/// Tiles of 64 queries of all heads, and what a tile has in scratch: two statistics a query, dq in
+/// f32, and a count; one count more serves all.
+int64_t attention_sm90_query_tiles(const Shape& q);
+constexpr int64_t kAttentionSm90TileBytes = (2 * 64 + 64 * 128) * 4 + 4;
+
 /// attention_bwd() in 5 products, nothing of T x T in memory. dq is summed in f32 over tiles of 128
 /// keys, the last first; dk and dv over tiles of 64 queries, the first first, one query head after
 /// the other: always the same bits.
