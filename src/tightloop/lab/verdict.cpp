@@ -205,7 +205,11 @@ std::string words(const ArmVerdict& v, const TargetLock& lock, const std::string
     case LossCheck::Result::differs:
       text += fmt::format(
           " LOSS DIFFERS: final {} {} on average, more than 3 standard errors of repeats (SD "
-          "{:.4f}): a rewrite must not do that.",
+          "{:.4f}). A rewrite keeps the function: it is at fault, or the runs are short and "
+          "amplify "
+          "that it rounds elsewhere (in bf16 above all). `tightloop check CASE --rewrites sweep` "
+          "and "
+          "more seeds tell.",
           lock.metric, signed_number(v.loss.mean, 5), v.loss.noise.sd);
       break;
     case LossCheck::Result::unknown:
