@@ -252,7 +252,8 @@ __device__ void feed(const Problem& p,
                      const CUtensorMap& q,
                      const CUtensorMap& k,
                      const CUtensorMap& v,
-                     const CUtensorMap& grad_o) {
+                     const CUtensorMap& grad_o,
+                     const CUtensorMap& statistics) {
   using namespace hopper;
   const auto boxes = [](const auto& fn) {
 #pragma unroll
@@ -288,8 +289,8 @@ __device__ void feed(const Problem& p,
       barrier_wait(shared.q_empty(at_q.stage), at_q.parity ^ 1);
       barrier_expect(shared.q_full(at_q.stage), kBytesQueries + kBytesStatistics);
       load(shared.q(at_q.stage), q, shared.q_full(at_q.stage));
-      load_run(shared.statistics(at_q.stage), scratch.statistics + tile * kStatistics,
-               shared.q_full(at_q.stage), kBytesStatistics);
+      load_box(shared.statistics(at_q.stage), statistics, shared.q_full(at_q.stage), 0,
+               static_cast<int>(tile), 0);
       at_q.advance();
       barrier_wait(shared.grad_o_empty(at_grad_o.stage), at_grad_o.parity ^ 1);
       barrier_expect(shared.grad_o_full(at_grad_o.stage), kBytesQueries);
@@ -445,7 +446,8 @@ __device__ void multiply(const Problem& p,
   };
   for (unsigned turn = 0;; turn ^= 1) {
     barrier_wait(shared.keys_full(), turn);
-    const int unit = load_shared(shared.unit());
+    // Read by the lane that says later that it has been read.
+    const int unit = __shfl_sync(kFullWarp, leads ? load_shared(shared.unit()) : 0, 0);
     if (unit >= p.units) break;
     const Unit u(p, unit);
     const int first = u.first_queries, end = u.end_queries;
@@ -580,6 +582,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                const __grid_constant__ CUtensorMap k,
                const __grid_constant__ CUtensorMap v,
                const __grid_constant__ CUtensorMap grad_o,
+               const __grid_constant__ CUtensorMap statistics,
                const __grid_constant__ CUtensorMap dk,
                const __grid_constant__ CUtensorMap dv) {
 #if TL_HOPPER_CODE
@@ -609,7 +612,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == kGroups) {
     registers_down<24>();
     const int thread = threadIdx.x % kWarpgroup;
-    if (thread == 0) feed(p, scratch, shared, q, k, v, grad_o);
+    if (thread == 0) feed(p, scratch, shared, q, k, v, grad_o, statistics);
     if (thread == kWarp || thread == 2 * kWarp) hand_on(p, scratch, shared, thread / kWarp - 1);
   } else {
     registers_up<240>();
@@ -662,6 +665,7 @@ bool attention_bwd_sm90(const Exec& exec, const AttentionBwd& a) {
   bwd_kernel<<<static_cast<unsigned>(std::min(most_blocks, p.units)), kThreads, kSharedBytes,
                stream>>>(p, scratch, map(a.q.data, heads, kQueries), map(a.k.data, kv_heads, kKeys),
                          map(a.v.data, kv_heads, kKeys), map(a.grad_o.data, heads, kQueries),
+                         sm90::map_of_rows(scratch.statistics, tiles, kStatistics),
                          map(a.dk.data, kv_heads, 16), map(a.dv.data, kv_heads, 16));
   round_kernel<<<static_cast<unsigned>(tiles), 256, 0, stream>>>(a.dq.as<bf16>(), scratch, p);
   cuda::check_launch("attention_bwd");

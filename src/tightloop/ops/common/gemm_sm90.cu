@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <cudaTypedefs.h>
 
 #include "tightloop/ops/common/gemm_sm90.cuh"
@@ -20,6 +22,32 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
     return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
   }();
   return found;
+}
+
+struct Elements {
+  CUtensorMapDataType type;
+  CUtensorMapSwizzle swizzle;
+};
+
+/// The innermost dimension first; strides in bytes.
+CUtensorMap encode(const void* data,
+                   const Elements& of,
+                   const std::array<int64_t, 3>& sizes,
+                   const std::array<int64_t, 2>& strides,
+                   const std::array<cuuint32_t, 3>& box) {
+  CUtensorMap map{};
+  cuuint64_t size[3], stride[2];
+  std::copy(sizes.begin(), sizes.end(), size);
+  std::copy(strides.begin(), strides.end(), stride);
+  const cuuint32_t elements[3]{1, 1, 1};
+  const CUresult status =
+      encoder()(&map, of.type, 3, const_cast<void*>(data), size, stride, box.data(), elements,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, of.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    fail(ErrorKind::internal, "CUDA: a map of {} x {} x {} for the copy engine was refused: {}",
+         sizes[2], sizes[1], sizes[0], static_cast<int>(status));
+  return map;
 }
 
 template <GemmForm Form>
@@ -74,21 +102,16 @@ CUtensorMap sm90::map_of(const void* data,
                          int64_t count,
                          int64_t stride,
                          int box_rows) {
-  CUtensorMap map{};
-  const cuuint64_t sizes[3]{static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows),
-                            static_cast<cuuint64_t>(count)};
   // Of a single matrix the third stride is not used; it must still be a multiple of 16.
-  const cuuint64_t strides[2]{static_cast<cuuint64_t>(ld) * 2,
-                              static_cast<cuuint64_t>(stride == 0 ? ld * rows : stride) * 2};
-  const cuuint32_t box[3]{64, static_cast<cuuint32_t>(box_rows), 1}, elements[3]{1, 1, 1};
-  const CUresult status =
-      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides,
-                box, elements, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS)
-    fail(ErrorKind::internal, "gemm on cuda: a map of {} x {} x {} (ld {}) was refused: CUDA {}",
-         count, rows, cols, ld, static_cast<int>(status));
-  return map;
+  return encode(data, {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_SWIZZLE_128B},
+                {cols, rows, count}, {ld * 2, (stride == 0 ? ld * rows : stride) * 2},
+                {64, static_cast<cuuint32_t>(box_rows), 1});
+}
+
+CUtensorMap sm90::map_of_rows(const float* data, int64_t rows, int cols) {
+  return encode(data, {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_SWIZZLE_NONE},
+                {cols, rows, 1}, {int64_t{cols} * 4, rows * cols * 4},
+                {static_cast<cuuint32_t>(cols), 1, 1});
 }
 
 bool gemm_sm90_takes(const Gemm& g, const GemmBatch& batch) {

@@ -356,6 +356,8 @@ CUtensorMap map_of(const void* data,
                    int64_t count,
                    int64_t stride,
                    int box_rows);
+/// Rows of f32 that lie one after the other, at most 256 elements each; a box is a row, as it is.
+CUtensorMap map_of_rows(const float* data, int64_t rows, int cols);
 
 inline int blocks_of(int64_t n, int64_t size) {
   return static_cast<int>((n + size - 1) / size);

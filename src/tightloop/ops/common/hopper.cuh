@@ -118,13 +118,6 @@ __device__ inline void store_box(const CUtensorMap& map, unsigned from, int x, i
 
 // Copies of whole runs of bytes: addresses and lengths are multiples of 16.
 
-__device__ inline void load_run(unsigned to, const void* from, unsigned barrier, unsigned bytes) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
-      : "memory");
-}
 __device__ inline void store_run(void* to, unsigned from, unsigned bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
                    __cvta_generic_to_global(to)),
