@@ -280,20 +280,28 @@ Value trunk(Builder& b, const NanochatConfig& c, Value tokens, const Mode& mode)
   return rmsnorm(b, x, {}, kEps);
 }
 
-Value head(Builder& b, Value x, const Mode& mode) {
-  return softcap(b, linear(b, x, matrix(b, mode, "lm_head.weight")), kLogitCap);
+/// Logits, in f32 or in the type of x.
+Value head(Builder& b, Value x, const Mode& mode, bool f32) {
+  const Value w = matrix(b, mode, "lm_head.weight");
+  return softcap(b, f32 ? linear_f32(b, x, w) : linear(b, x, w), kLogitCap);
 }
 
 }  // namespace
 
 Value nanochat_logits(Builder& b, const NanochatConfig& config, Value tokens, DType dtype) {
   const Mode mode = narrow_mode(b, config, dtype);
-  return head(b, trunk(b, config, tokens, mode), mode);
+  return head(b, trunk(b, config, tokens, mode), mode, true);
 }
 
-Value nanochat_loss(
-    Builder& b, const NanochatConfig& config, Value tokens, Value targets, DType dtype) {
-  const Value logits = nanochat_logits(b, config, tokens, dtype);
+Value nanochat_loss(Builder& b,
+                    const NanochatConfig& config,
+                    Value tokens,
+                    Value targets,
+                    DType dtype,
+                    LogitsDtype logits_dtype) {
+  const Mode mode = narrow_mode(b, config, dtype);
+  const Value logits =
+      head(b, trunk(b, config, tokens, mode), mode, logits_dtype == LogitsDtype::f32);
   return cross_entropy(b, logits, targets, {},
                        {.vocab = config.vocab_size, .ignore_index = kIgnoredTarget})
       .loss;
@@ -312,7 +320,7 @@ void declare_nanochat_cache(
 
 Value nanochat_decode_logits(Builder& b, const NanochatConfig& config, Value tokens, Value pos) {
   const Mode mode{.pos = pos};
-  return head(b, trunk(b, config, tokens, mode), mode);
+  return head(b, trunk(b, config, tokens, mode), mode, true);
 }
 
 }  // namespace tightloop

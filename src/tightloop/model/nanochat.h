@@ -83,7 +83,7 @@ void declare_nanochat(SlotTable& slots,
                       DType dtype,
                       int64_t positions);
 
-/// The logits (B, T, padded vocabulary) of the whole sequence, after the soft cap.
+/// The logits (B, T, padded vocabulary) of the whole sequence, after the soft cap, in f32.
 /// tokens: i32 (B, T). `dtype` (f32 or bf16) is what products and activations are computed and
 /// stored in; parameters are cast to it, except the tables, whose rows are, and the gates and
 /// scalars, which stay f32.
@@ -92,13 +92,18 @@ Value nanochat_logits(Builder& b,
                       Value tokens,
                       DType dtype = DType::f32);
 
-/// Per-token loss (B, T) and its logsumexp: cross-entropy over the first vocab_size columns, 0
-/// where the target is -1. Both f32.
+/// What the logits of a loss are stored in. Those of a Program that evaluates are not rounded;
+/// where gradients flow they are what everything else is, for the memory.
+enum class LogitsDtype : uint8_t { f32, as_activations };
+
+/// Per-token loss (B, T), f32: cross-entropy over the first vocab_size columns, 0 where the target
+/// is -1.
 Value nanochat_loss(Builder& b,
                     const NanochatConfig& config,
                     Value tokens,
                     Value targets,
-                    DType dtype = DType::f32);
+                    DType dtype,
+                    LogitsDtype logits_dtype);
 
 /// Slots of the key/value caches and the smear's last embedding, for `batch` rows of `positions`.
 void declare_nanochat_cache(

@@ -105,7 +105,8 @@ TEST(NanochatLoss, CastsItsMatricesInOneOp) {
     slots->add({name, {DType::i32, {2, 32}}, SlotRole::input});
   Program program("p", slots);
   Builder b(program, op_table());
-  const Value loss = nanochat_loss(b, config, b.slot("tokens"), b.slot("targets"), DType::bf16);
+  const Value loss = nanochat_loss(b, config, b.slot("tokens"), b.slot("targets"), DType::bf16,
+                                   LogitsDtype::as_activations);
   differentiate(program, op_table(), sum(b, loss), {});
   program.validate();
   std::vector<size_t> casts;
@@ -128,7 +129,8 @@ TEST(NanochatLoss, NarrowProgramHasTheSameGradients) {
       slots->add({name, {DType::i32, {2, 32}}, SlotRole::input});
     Program program("p", slots);
     Builder b(program, op_table());
-    const Value loss = nanochat_loss(b, config, b.slot("tokens"), b.slot("targets"), dtype);
+    const Value loss = nanochat_loss(b, config, b.slot("tokens"), b.slot("targets"), dtype,
+                                     LogitsDtype::as_activations);
     const Value total = sum(b, loss);
     differentiate(program, op_table(), total, {});
     Interpreter interpreter(program, Device::ref);

@@ -33,8 +33,8 @@ PlannedProgram micro_step(const TrainProgramsSpec& spec,
                           bool accumulate) {
   Program program(accumulate ? "micro-step, later" : "micro-step, first", std::move(slots));
   Builder b(program, op_table());
-  const Value losses =
-      nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot), spec.dtype);
+  const Value losses = nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot),
+                                     spec.dtype, LogitsDtype::as_activations);
   b.set_scope("loss");
   const Value loss = mul(b, sum(b, losses), b.slot(kLossScaleSlot));
   store(b, loss, b.slot(kLossSlot), accumulate);
@@ -56,8 +56,8 @@ TrainPrograms build_train_programs(const TrainProgramsSpec& spec,
   Program evaluation("evaluation", slots);
   {
     Builder b(evaluation, op_table());
-    const Value losses =
-        nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot), spec.dtype);
+    const Value losses = nanochat_loss(b, spec.model, b.slot(kTokensSlot), b.slot(kTargetsSlot),
+                                       spec.dtype, LogitsDtype::f32);
     store(b, losses, b.slot(kEvalLossSlot), false);
   }
   std::vector<std::string> judge = spec.rewrites;

@@ -49,7 +49,8 @@ RewriteReport rewrite_chunked_ce(Program& program,
     const Value capped = entropy.inputs[0];
     const int cap = edit.producer(capped, "softcap");
     const Value logits = cap == Editor::kNone ? capped : edit.op(cap).inputs[0];
-    const int product = edit.producer(logits, "linear");
+    int product = edit.producer(logits, "linear");
+    if (product == Editor::kNone) product = edit.producer(logits, "linear_f32");
     if (product == Editor::kNone) {
       refuse("the logits do not come from a linear layer");
       continue;

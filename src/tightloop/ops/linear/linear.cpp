@@ -75,7 +75,7 @@ Cost gemm_cost(const OpTypes& t, int64_t M, int64_t N, int64_t K) {
   return cost;
 }
 
-// linear, linear_relu2: (x (..., K), w (N, K)) -> y (..., N).
+// linear, linear_f32, linear_relu2: (x (..., K), w (N, K)) -> y (..., N).
 std::vector<Type> infer_linear(const OpTypes& t, const Attrs&) {
   const Type &x = t.input(0), &w = t.input(1);
   expect_rank("linear", "w", w, 2);
@@ -85,6 +85,10 @@ std::vector<Type> infer_linear(const OpTypes& t, const Attrs&) {
     fail(ErrorKind::shape, "linear: x has shape {}, w has {}: the last dimensions must be equal",
          to_string(x.shape), to_string(w.shape));
   return {{x.dtype, x.shape.with_cols(w.shape[0])}};
+}
+
+std::vector<Type> infer_linear_f32(const OpTypes& t, const Attrs& attrs) {
+  return {{DType::f32, infer_linear(t, attrs)[0].shape}};
 }
 
 void run_linear(const Exec& exec, const OpCall& c) {
@@ -111,7 +115,10 @@ Cost cost_linear(const OpTypes& t, const Attrs&) {
 
 void vjp_linear(VjpContext& ctx) {
   const Op& op = ctx.op();
-  const Value dy = ctx.output_grad(0);
+  Value dy = ctx.output_grad(0);
+  const DType of_x = ctx.builder().type(op.inputs[0]).dtype;
+  if (ctx.builder().type(dy).dtype != of_x)
+    dy = ctx.builder().emit1("cast", {dy}, {{"dtype", static_cast<int64_t>(of_x)}});
   if (ctx.needs_grad(1)) {
     const auto dw = ctx.parameter_grad(1);
     ctx.builder().emit("linear_dw", {dy, op.inputs[0]}, {{"accumulate", dw.accumulate}}, {dw.slot});
@@ -196,6 +203,9 @@ const OpEntry kEntries[] = {
     {{.name = "linear", .infer = infer_linear, .vjp = vjp_linear, .cost = cost_linear},
      run_linear,
      scratch_linear},
+    {{.name = "linear_f32", .infer = infer_linear_f32, .vjp = vjp_linear, .cost = cost_linear},
+     run_linear,
+     scratch_linear},
     {{.name = "linear_relu2", .infer = infer_linear, .cost = cost_linear},
      run_linear_relu2,
      scratch_linear},
@@ -215,6 +225,9 @@ std::span<const OpEntry> linear_ops() {
 
 Value linear(Builder& b, Value x, Value w) {
   return b.emit1("linear", {x, w});
+}
+Value linear_f32(Builder& b, Value x, Value w) {
+  return b.type(x).dtype == DType::f32 ? linear(b, x, w) : b.emit1("linear_f32", {x, w});
 }
 Value linear_relu2(Builder& b, Value x, Value w) {
   return b.emit1("linear_relu2", {x, w});

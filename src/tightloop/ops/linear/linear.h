@@ -11,9 +11,12 @@ namespace tightloop {
 /// Order:  every element sums in an order fixed by the shapes: same bits for any number of threads.
 Value linear(Builder& b, Value x, Value w);
 
+/// The same with y in f32 whatever the type of x: the sums are not rounded. Its gradient is rounded
+/// to the type of x before the products that it goes into.
+Value linear_f32(Builder& b, Value x, Value w);
+
 /// With relu2 written into the product while it is in cache: y = max(x w^T, 0)^2. The rewrite of
-/// linear
-/// + relu2; its gradient is a rewrite of the unfused backward.
+/// linear + relu2; its gradient is a rewrite of the unfused backward.
 ///
 /// Other operations of this folder, emitted by gradients and rewrites:
 ///   linear_dx        (dy, w, dx_in?) -> dx = dx_in + dy w

@@ -55,6 +55,22 @@ TEST(Linear, Bf16MatchesRefOnCuda) {
   }
 }
 
+// Products of bf16 are exact in f32, so only the order of the sums differs.
+TEST(Linear, F32SumsOfBf16AreNotRounded) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  const auto build = [](Builder& b) {
+    return std::vector<Value>{linear_f32(b, b.slot("x"), b.slot("w"))};
+  };
+  for (const auto& [rows, K, N] : {std::array<int64_t, 3>{64, 128, 96}, {37, 40, 24}}) {
+    SCOPED_TRACE(fmt::format("({}, {}) x ({}, {})", rows, K, N, K));
+    const std::vector<testing::TestSlot> slots = {{"x", {DType::bf16, {rows, K}}},
+                                                  {"w", {DType::bf16, {N, K}}}};
+    check_op({.slots = slots, .build = build},
+             {.tolerance = 5e-6, .gradients = false, .devices = {Device::cuda}});
+    check_op({.slots = slots, .build = build}, {.tolerance = 4e-3, .devices = {Device::cuda}});
+  }
+}
+
 TEST(Linear, GradientsOfCastParametersGoToTheirOwnSlots) {
   check_op({.slots = {{"x", {DType::f32, {5, 8}}}, {"w", {DType::f32, {6, 8}}}},
             .build =
