@@ -7,6 +7,7 @@
 #include "tightloop/core/unit_testing.h"
 #include "tightloop/engine/executable.h"
 #include "tightloop/ops/basic/basic.h"
+#include "tightloop/ops/common/interpreter.h"
 #include "tightloop/ops/cross_entropy/cross_entropy.h"
 #include "tightloop/ops/linear/linear.h"
 #include "tightloop/ops/relu2/relu2.h"
@@ -142,6 +143,58 @@ TEST(FusedRmsnorm, TakesAddsAndLeavesTheRest) {
   weighted.output(
       "h", rmsnorm(weighted.b, add(weighted.b, a, b), weighted.parameter("gamma", {8}), 1e-5));
   expect_refusal(weighted.apply("fused-rmsnorm"), "the norm has a weight");
+}
+
+// Two residual branches, one after the other. In bf16 the sum between them, which nothing else
+// reads, is not stored, and the values stay what they were; in f32, where storing it rounds
+// nothing, and where something else reads it, it stays.
+TEST(FusedRmsnorm, StoresNoNarrowSumThatOnlyTheNextOneReads) {
+  struct Branches : Fixture {
+    Branches(DType dtype, bool other_reader) {
+      const auto in = [&](const char* name) { return cast(b, parameter(name, {4, 8}), dtype); };
+      const Value one = add(b, in("x"), in("y"));
+      const Value h = rmsnorm(b, one, {}, 1e-5);
+      const Value two = add(b, one, mul(b, h, in("u")));
+      output("h", rmsnorm(b, two, {}, 1e-5));
+      output("sum", two);
+      if (other_reader) output("between", one);
+    }
+    std::vector<double> run() const {
+      Interpreter interpreter(program, Device::ref);
+      uint64_t stream = 0;
+      for (const char* name : {"x", "y", "u"}) {
+        Rng rng(5, ++stream);
+        const TensorView t = interpreter.slot(name);
+        for (int64_t i = 0; i < t.elems(); ++i) set_element(t, i, rng.normal());
+      }
+      interpreter.run();
+      std::vector<double> values;
+      for (const char* name : {"h", "sum"}) {
+        const TensorView t = interpreter.slot(name);
+        for (int64_t i = 0; i < t.elems(); ++i) values.push_back(get_element(t, i));
+      }
+      return values;
+    }
+    int64_t stored_sums() const {
+      int64_t n = 0;
+      for (const Op& op : program.ops())
+        n += op.def->name == "residual_rmsnorm" && op.attrs.flag("stores_t");
+      return n;
+    }
+  };
+  for (const auto& [dtype, other_reader, stored] :
+       {std::tuple{DType::bf16, false, 1}, {DType::bf16, true, 2}, {DType::f32, false, 2}}) {
+    SCOPED_TRACE(fmt::format("{} other reader {}", name_of(dtype), other_reader));
+    Branches f(dtype, other_reader);
+    const std::vector<double> want = f.run();
+    EXPECT_EQ(f.apply("fused-rmsnorm").applied.size(), 2u);
+    f.program.validate();
+    EXPECT_EQ(f.count("residual_rmsnorm"), 2);
+    EXPECT_EQ(f.stored_sums(), stored);
+    const std::vector<double> got = f.run();
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-12) << i;
+  }
 }
 
 // Two scaled adds of one z. The gradient of z of the upper one has nothing to be added to yet; the

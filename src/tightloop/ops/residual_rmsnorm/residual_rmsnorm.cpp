@@ -19,14 +19,17 @@ void residual_rmsnorm_bwd(const Exec& exec, const ResidualRmsnormBwd& args) {
 
 namespace {
 
-/// Where the outputs are: [s with both], [t with either], h, rstd.
+/// Where the outputs are: [s with both], [t with either, if asked for], h, rstd.
 struct Layout {
-  bool has_add, has_scale;
+  bool has_add, has_more, has_scale, wants_t;
 
   explicit Layout(const Attrs& attrs)
-      : has_add(attrs.flag("has_add")), has_scale(attrs.flag("has_scale")) {}
+      : has_add(attrs.flag("has_add")),
+        has_more(attrs.flag("has_more")),
+        has_scale(attrs.flag("has_scale")),
+        wants_t(attrs.flag("stores_t")) {}
   bool stores_s() const { return has_add && has_scale; }
-  bool stores_t() const { return has_add || has_scale; }
+  bool stores_t() const { return (has_add || has_scale) && wants_t; }
   size_t t() const { return stores_s() ? 1 : 0; }  // only when stored
   size_t h() const { return static_cast<size_t>(stores_s()) + static_cast<size_t>(stores_t()); }
   size_t rstd() const { return h() + 1; }
@@ -48,11 +51,13 @@ ResidualRmsnormValues residual_rmsnorm(Builder& builder,
                     {"eps", options.eps},
                     {"scale", options.scale},
                     {"has_add", static_cast<bool>(y)},
-                    {"has_scale", static_cast<bool>(z)}};
+                    {"has_more", static_cast<bool>(options.u)},
+                    {"has_scale", static_cast<bool>(z)},
+                    {"stores_t", options.stores_t}};
   const Layout at(attrs);
   const std::vector<Value> out =
-      builder.emit("residual_rmsnorm", {x, y, z, a.vector, b.vector}, attrs);
-  const Value t = at.stores_t() ? out[at.t()] : x;
+      builder.emit("residual_rmsnorm", {x, y, z, a.vector, b.vector, options.u}, attrs);
+  const Value t = at.stores_t() ? out[at.t()] : (at.has_add ? Value{} : x);
   const Value s = at.stores_s() ? out[0] : (at.has_add ? t : x);
   return {s, t, out[at.h()], out[at.rstd()]};
 }
@@ -64,19 +69,24 @@ void expect_same(std::string_view op, std::string_view name, const Type& got, co
   expect_dtype(op, name, got, want.dtype);
 }
 
-// residual_rmsnorm: inputs (x, y?, z?, a?, b?) -> ([s], [t], h, rstd), see Layout. Attributes ca,
-// cb, ia, ib, eps, scale, has_add (y is given), has_scale (z is given).
+// residual_rmsnorm: inputs (x, y?, z?, a?, b?, u?) -> ([s], [t], h, rstd), see Layout. Attributes
+// ca, cb, ia, ib, eps, scale, has_add (y is given), has_more (u is), has_scale (z is), stores_t.
 std::vector<Type> infer_fwd(const OpTypes& t, const Attrs& attrs) {
   constexpr std::string_view kOp = "residual_rmsnorm";
   const Type& x = t.input(0);
   const Layout at(attrs);
   expect_float(kOp, "x", x);
   if (x.shape.rank() == 0) fail(ErrorKind::shape, "{}: x is a scalar, expected (..., cols)", kOp);
-  if (t.has_input(1) != at.has_add || t.has_input(2) != at.has_scale)
-    fail(ErrorKind::shape, "{}: y is {}, has_add {}; z is {}, has_scale {}", kOp,
-         t.has_input(1) ? "given" : "absent", at.has_add, t.has_input(2) ? "given" : "absent",
-         at.has_scale);
+  const auto state = [&](size_t input) { return t.has_input(input) ? "given" : "absent"; };
+  if (t.has_input(1) != at.has_add || t.has_input(5) != at.has_more ||
+      t.has_input(2) != at.has_scale)
+    fail(ErrorKind::shape, "{}: y is {}, has_add {}; u is {}, has_more {}; z is {}, has_scale {}",
+         kOp, state(1), at.has_add, state(5), at.has_more, state(2), at.has_scale);
+  if (at.has_more && !at.has_add) fail(ErrorKind::shape, "{}: u needs y", kOp);
+  if (!at.wants_t && (!at.has_add || at.has_scale))
+    fail(ErrorKind::shape, "{}: t can be left out with y and without z only", kOp);
   if (at.has_add) expect_same(kOp, "y", t.input(1), x);
+  if (at.has_more) expect_same(kOp, "u", t.input(5), x);
   if (at.has_scale) expect_same(kOp, "z", t.input(2), x);
   if (t.has_input(3)) expect_factor(kOp, "a", t.input(3), "ia", attrs.integer("ia"));
   if (t.has_input(4)) expect_factor(kOp, "b", t.input(4), "ib", attrs.integer("ib"));
@@ -89,6 +99,7 @@ void run_fwd(const Exec& exec, const OpCall& c) {
   const Layout at(c.attrs);
   residual_rmsnorm_fwd(exec, {.x = c.input(0),
                               .y = c.input(1),
+                              .u = c.input(5),
                               .z = c.input(2),
                               .a = c.input(3),
                               .b = c.input(4),
@@ -107,9 +118,9 @@ void run_fwd(const Exec& exec, const OpCall& c) {
 Cost cost_fwd(const OpTypes& t, const Attrs& attrs) {
   const Layout at(attrs);
   const int64_t bytes = t.input(0).bytes(), elems = t.input(0).elems();
-  const int64_t read = 1 + at.has_add + at.has_scale;
+  const int64_t read = 1 + at.has_add + at.has_more + at.has_scale;
   return {read * bytes, static_cast<int64_t>(at.h() + 1) * bytes + t.outputs[at.rstd()].bytes(),
-          (4 + at.has_add + 3 * at.has_scale) * elems};
+          (4 + at.has_add + at.has_more + 3 * at.has_scale) * elems};
 }
 
 void vjp(VjpContext& ctx) {
@@ -148,6 +159,7 @@ void vjp(VjpContext& ctx) {
   if (ds_in) ds = b.emit1("add", {ds_in, ds});
   if (ctx.needs_grad(0)) ctx.add_grad(0, ds);
   if (at.has_add && ctx.needs_grad(1)) ctx.add_grad(1, ds);
+  if (at.has_more && ctx.needs_grad(5)) ctx.add_grad(5, ds);
 }
 
 // residual_rmsnorm_bwd: inputs (dh, h, rstd, dt_in?, s?, z?, a?, b?, dz_in?) -> (ds, dz) with

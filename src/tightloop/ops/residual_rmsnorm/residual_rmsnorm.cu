@@ -11,8 +11,8 @@ constexpr int kThreadsOf = Lanes == kWarp ? 128 : Lanes;
 
 template <typename T>
 struct Fwd {
-  const T *x, *y, *z;  // y and z may be null
-  T *s, *t, *h;        // s and t may be null
+  const T *x, *y, *u, *z;  // all but x may be null
+  T *s, *t, *h;            // s and t may be null
   float* rstd;
   CudaFactor a, b;
   int64_t rows, cols;
@@ -38,10 +38,11 @@ __device__ int64_t row_of_thread() {
 /// The terms of N elements as they are stored.
 template <typename T, int N>
 struct Terms {
-  Stored<T, N> x, y, z;
+  Stored<T, N> x, y, u, z;
   __device__ void load(const Fwd<T>& q, int64_t i) {
     x.load(q.x + i);
     if (q.y != nullptr) y.load(q.y + i);
+    if (q.u != nullptr) u.load(q.u + i);
     if (q.z != nullptr) z.load(q.z + i);
   }
 };
@@ -61,6 +62,10 @@ __device__ void add_terms(const Fwd<T>& q,
   if (q.y != nullptr) {
 #pragma unroll
     for (int j = 0; j < N; ++j) t[j] += of.y.at(j);
+    if (q.u != nullptr) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) t[j] += of.u.at(j);
+    }
     if (q.s != nullptr) store_floats<N>(q.s + i, t);
   }
   if (q.z != nullptr) {
@@ -130,9 +135,15 @@ __global__ void __launch_bounds__(kThreadsOf<Lanes>) fwd_kernel(Fwd<T> q) {
       if (c < q.cols) store_scaled<N>(q.h + first + c, kept[k], factor);
     }
   } else {
-    const T* t = q.t == nullptr ? q.x : q.t;  // each thread reads what it wrote itself
+    const T* t = q.y == nullptr && q.z == nullptr ? q.x : q.t;
     for (int64_t c = begin; c < q.cols; c += kStep) {
-      load_floats(t + first + c, kept[0]);
+      if (t != nullptr) {  // each thread reads what it wrote itself
+        load_floats(t + first + c, kept[0]);
+      } else {
+        Terms<T, N> terms;
+        terms.load(q, first + c);
+        add_terms(q, first + c, fa, fb, terms, kept[0], squares);
+      }
       store_scaled<N>(q.h + first + c, kept[0], factor);
     }
   }
@@ -293,6 +304,7 @@ void residual_rmsnorm_fwd_cuda(const Exec& exec, const ResidualRmsnormFwd& args)
     using T = std::remove_pointer_t<decltype(type)>;
     const Fwd<T> q{.x = given<T>(args.x),
                    .y = given<T>(args.y),
+                   .u = given<T>(args.u),
                    .z = given<T>(args.z),
                    .s = given<T>(args.s),
                    .t = given<T>(args.t),
@@ -304,7 +316,7 @@ void residual_rmsnorm_fwd_cuda(const Exec& exec, const ResidualRmsnormFwd& args)
                    .cols = cols,
                    .eps = static_cast<float>(args.eps),
                    .scale = static_cast<float>(args.scale)};
-    const bool packs = rows_of_16_bytes<T>(cols, {q.x, q.y, q.z, q.s, q.t, q.h});
+    const bool packs = rows_of_16_bytes<T>(cols, {q.x, q.y, q.u, q.z, q.s, q.t, q.h});
     with_row_shape<T>(cols, packs, [&](auto n, auto lanes, auto kept) {
       constexpr int kLanes = decltype(lanes)::value, kThreads = kThreadsOf<kLanes>;
       fwd_kernel<T, decltype(n)::value, kLanes, decltype(kept)::value>

@@ -7,19 +7,21 @@
 namespace tightloop {
 
 /// Residual addition, learned scaling and RMS normalisation in one pass over the rows:
-///   s = x (+ y),   t = fa*s + fb*z (t = s without z),   fa = ca * a[ia], fb = cb * b[ib],
+///   s = x (+ y (+ u)),   t = fa*s + fb*z (t = s without z),   fa = ca * a[ia], fb = cb * b[ib],
 ///   h = scale * t * rstd,   rstd[r] = 1 / sqrt(mean_c(t[r,c]^2) + eps).
-/// Shapes: x, y, z, s, t, h (..., cols); a (La), b (Lb); rstd (rows). y, z, a, b may be empty; s is
-///         stored when there are both y and z, t when there is either.
+/// Shapes: x, y, u, z, s, t, h (..., cols); a (La), b (Lb); rstd (rows). y, u, z, a, b may be
+/// empty;
+///         s is stored when there are both y and z, t when there is either; t may be left out where
+///         there is no z.
 /// Types:  f32 (on cuda also bf16; a, b and rstd f32 always) with f32 sums in a fixed order;
 ///         float64 on the reference device. On the CPU s, t, h and rstd have the bits that add,
 ///         scaled_add and rmsnorm one after the other give. On cuda t and h are made of unrounded
 ///         sums, so in bf16 they are nearer to the truth than those three (rows that do not fit
-///         registers, beyond 8,192 columns, take t as stored for h).
+///         registers, beyond 8,192 columns, take t as stored for h, where it is stored).
 /// Memory: s may alias x or y, t may alias x, y or z. Each row is read once and written once.
 /// Errors: Error{shape, dtype}.
 struct ResidualRmsnormFwd {
-  ConstTensorView x, y, z, a, b;
+  ConstTensorView x, y, u, z, a, b;
   TensorView s, t, h, rstd;
   double ca = 1.0, cb = 1.0;
   int64_t ia = 0, ib = 0;
@@ -47,9 +49,12 @@ void residual_rmsnorm_bwd(const Exec& exec, const ResidualRmsnormBwd& args);
 struct ResidualRmsnormOptions {
   double eps;
   double scale = 1.0;
+  Value u = {};          // needs y
+  bool stores_t = true;  // false: without z only, and with y
 };
 struct ResidualRmsnormValues {
-  Value s, t, h, rstd;  // s and t: the sums, which are x itself where nothing was added
+  Value s, t, h, rstd;  // s and t: the sums, which are x itself where nothing was added; empty
+                        // where they are not stored
 };
 /// y and z may be empty; the factors are used with z only.
 ResidualRmsnormValues residual_rmsnorm(Builder& builder,

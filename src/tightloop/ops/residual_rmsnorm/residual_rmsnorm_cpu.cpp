@@ -11,8 +11,8 @@ namespace {
 // A row stays in L1 between the loops over it, so memory sees it once.
 
 struct FwdRows {
-  const float *x, *y, *z;   // y and z may be null
-  float *s, *t, *h, *rstd;  // s and t may be null
+  const float *x, *y, *u, *z;  // all but x may be null
+  float *s, *t, *h, *rstd;     // s and t may be null
   float fa, fb, eps, scale;
 };
 
@@ -22,24 +22,28 @@ TL_CLONES void fwd_rows(const FwdRows& q, int64_t begin, int64_t end, int64_t co
     const float* x = q.x + r * cols;
     float* h = q.h + r * cols;
     const float* t = x;
-    if (q.t != nullptr) {
-      float* to = q.t + r * cols;
+    if (q.y != nullptr || q.z != nullptr) {
+      // h holds a t that is not stored until it is scaled.
+      float* to = q.t == nullptr ? h : q.t + r * cols;
       const float* y = q.y == nullptr ? nullptr : q.y + r * cols;
       const float* z = q.z == nullptr ? nullptr : q.z + r * cols;
-      if (z == nullptr) {
-        TL_IVDEP
-        for (int64_t c = 0; c < cols; ++c) to[c] = x[c] + y[c];
-      } else if (y == nullptr) {
+      if (y == nullptr) {
         TL_IVDEP
         for (int64_t c = 0; c < cols; ++c) to[c] = fa * x[c] + fb * z[c];
       } else {
-        float* s = q.s + r * cols;
-        TL_IVDEP
-        for (int64_t c = 0; c < cols; ++c) {
-          const float sum = x[c] + y[c];
-          const float zc = z[c];
-          s[c] = sum;
-          to[c] = fa * sum + fb * zc;
+        // The sums wait in s where it is stored; x, y or u may lie there, z in t.
+        float* s = q.s == nullptr ? to : q.s + r * cols;
+        if (q.u == nullptr) {
+          TL_IVDEP
+          for (int64_t c = 0; c < cols; ++c) s[c] = x[c] + y[c];
+        } else {
+          const float* u = q.u + r * cols;
+          TL_IVDEP
+          for (int64_t c = 0; c < cols; ++c) s[c] = x[c] + y[c] + u[c];
+        }
+        if (z != nullptr) {
+          TL_IVDEP
+          for (int64_t c = 0; c < cols; ++c) to[c] = fa * s[c] + fb * z[c];
         }
       }
       t = to;
@@ -106,6 +110,7 @@ void residual_rmsnorm_fwd_cpu(const ResidualRmsnormFwd& q) {
   const int64_t cols = q.x.shape().cols();
   const FwdRows rows{.x = given(q.x),
                      .y = given(q.y),
+                     .u = given(q.u),
                      .z = given(q.z),
                      .s = given(q.s),
                      .t = given(q.t),

@@ -13,7 +13,8 @@ void residual_rmsnorm_fwd_ref(const ResidualRmsnormFwd& q) {
     for (int64_t c = 0; c < cols; ++c) {
       const int64_t i = r * cols + c;
       const double z = q.z.empty() ? 0.0 : q.z.as<double>()[i];
-      const double s = q.x.as<double>()[i] + (q.y.empty() ? 0.0 : q.y.as<double>()[i]);
+      const double s = q.x.as<double>()[i] + (q.y.empty() ? 0.0 : q.y.as<double>()[i]) +
+                       (q.u.empty() ? 0.0 : q.u.as<double>()[i]);
       const double t = q.z.empty() ? s : fa * s + fb * z;
       if (!q.s.empty()) q.s.as<double>()[i] = s;
       if (!q.t.empty()) q.t.as<double>()[i] = t;

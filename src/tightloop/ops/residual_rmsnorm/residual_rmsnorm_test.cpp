@@ -10,15 +10,27 @@ namespace {
 
 using testing::check_op;
 
-/// What is added, and where: x alone, x + y, scaled with z, or both.
+/// What is added, and where: x alone, x + y, scaled with z, or both; u too; t not stored.
 struct Form {
-  bool add, scale;
+  bool add, scale, more = false, stores_t = true;
 };
-constexpr Form kForms[] = {{false, false}, {true, false}, {false, true}, {true, true}};
+constexpr Form kForms[] = {{false, false},
+                           {true, false},
+                           {false, true},
+                           {true, true},
+                           {true, false, true},
+                           {true, true, true},
+                           {true, false, false, false},
+                           {true, false, true, false}};
+std::string name_of_form(const Form& form) {
+  return fmt::format("add {} scale {} more {} stores t {}", form.add, form.scale, form.more,
+                     form.stores_t);
+}
 
 testing::TestProgram fused(const Shape& shape, Form form) {
   return {.slots = {{"x", {DType::f32, shape}},
                     {"y", {DType::f32, shape}},
+                    {"u", {DType::f32, shape}},
                     {"z", {DType::f32, shape}},
                     {"a", {DType::f32, {3}}},
                     {"b", {DType::f32, {2}}}},
@@ -27,9 +39,10 @@ testing::TestProgram fused(const Shape& shape, Form form) {
                 b, b.slot("x"), form.add ? b.slot("y") : Value{},
                 form.scale ? b.slot("z") : Value{},
                 {.vector = form.scale ? b.slot("a") : Value{}, .index = 2, .constant = 0.5},
-                {.vector = form.scale ? b.slot("b") : Value{}, .index = 1}, {1e-5, 1.2});
+                {.vector = form.scale ? b.slot("b") : Value{}, .index = 1},
+                {1e-5, 1.2, form.more ? b.slot("u") : Value{}, form.stores_t});
             std::vector<Value> values{out.h};
-            if (form.add || form.scale) values.push_back(out.t);
+            if ((form.add || form.scale) && form.stores_t) values.push_back(out.t);
             if (form.add && form.scale) values.push_back(out.s);
             return values;
           }};
@@ -42,7 +55,7 @@ TEST(ResidualRmsnorm, CpuMatchesRefAndFiniteDifferences) {
        {Shape{2, 3}, Shape{2, 5, 33}, Shape{20, 192}, Shape{6, 384}, Shape{5, 512}, Shape{3, 640},
         Shape{5, 768}, Shape{3, 1000}, Shape{3, 3000}, Shape{2, 5000}}) {
     for (const Form form : kForms) {
-      SCOPED_TRACE(fmt::format("{} add {} scale {}", to_string(shape), form.add, form.scale));
+      SCOPED_TRACE(to_string(shape) + " " + name_of_form(form));
       check_op(fused(shape, form), {.tolerance = 1e-5});
     }
   }
@@ -82,7 +95,7 @@ TEST(ResidualRmsnorm, OneLearnedFactor) {
 /// A training Program written with the plain operations or with the fused one.
 Program arm_program(Form form, bool fuse, const Shape& shape) {
   auto slots = std::make_shared<SlotTable>();
-  for (const char* name : {"x", "y", "z"}) slots->add({name, {DType::f32, shape}});
+  for (const char* name : {"x", "y", "u", "z"}) slots->add({name, {DType::f32, shape}});
   slots->add({"a", {DType::f32, {3}}});
   slots->add({"b", {DType::f32, {2}}});
   slots->add({"weight", {DType::f32, shape}, SlotRole::constant});
@@ -95,17 +108,20 @@ Program arm_program(Form form, bool fuse, const Shape& shape) {
     const auto out =
         residual_rmsnorm(b, x, form.add ? y : Value{}, form.scale ? z : Value{},
                          {.vector = form.scale ? a : Value{}, .index = 1, .constant = 0.5},
-                         {.vector = form.scale ? v : Value{}, .index = 0}, {1e-5, 1.2});
+                         {.vector = form.scale ? v : Value{}, .index = 0},
+                         {1e-5, 1.2, form.more ? b.slot("u") : Value{}, form.stores_t});
     t = out.t, h = out.h;
   } else {
     t = form.add ? b.emit1("add", {x, y}) : x;
+    if (form.more) t = b.emit1("add", {t, b.slot("u")});
     if (form.scale)
       t = b.emit1("scaled_add", {t, z, a, v},
                   {{"ca", 0.5}, {"cb", 1.0}, {"ia", int64_t{1}}, {"ib", int64_t{0}}});
     h = b.emit("rmsnorm", {t, Value{}}, {{"eps", 1e-5}, {"scale", 1.2}})[0];
   }
   store(b, h, b.slot("h"), false);
-  const Value loss = add(b, sum(b, mul(b, h, b.slot("weight"))), sum(b, mul(b, t, t)));
+  Value loss = sum(b, mul(b, h, b.slot("weight")));
+  if (form.stores_t) loss = add(b, loss, sum(b, mul(b, t, t)));
   differentiate(program, op_table(), loss, {});
   return program;
 }
@@ -113,10 +129,10 @@ Program arm_program(Form form, bool fuse, const Shape& shape) {
 TEST(ResidualRmsnorm, HasTheBitsOfTheUnfusedOperations) {
   const Shape shape{37, 100};
   for (const Form form : kForms) {
-    SCOPED_TRACE(fmt::format("add {} scale {}", form.add, form.scale));
+    SCOPED_TRACE(name_of_form(form));
     const Program plain = arm_program(form, false, shape), fuse = arm_program(form, true, shape);
     Interpreter one(plain, Device::cpu), two(fuse, Device::cpu);
-    for (const char* name : {"x", "y", "z", "a", "b", "weight"}) {
+    for (const char* name : {"x", "y", "u", "z", "a", "b", "weight"}) {
       Rng rng(11, static_cast<uint64_t>(name[0]));
       const TensorView from = one.slot(name), to = two.slot(name);
       for (int64_t i = 0; i < from.elems(); ++i) {
@@ -127,6 +143,7 @@ TEST(ResidualRmsnorm, HasTheBitsOfTheUnfusedOperations) {
     one.run(), two.run();
     std::vector<std::string> exact{"h", "grad.x"};
     if (form.add) exact.push_back("grad.y");
+    if (form.more) exact.push_back("grad.u");
     if (form.scale) exact.push_back("grad.z");
     for (const std::string& name : exact) {
       const TensorView p = one.slot(name), q = two.slot(name);
@@ -146,7 +163,7 @@ TEST(ResidualRmsnormBwd, SameBitsForAnyThreadCount) {
     const int before = thread_count();
     set_thread_count(threads);
     Interpreter it(program, Device::cpu);
-    for (const char* name : {"x", "y", "z", "a", "b", "weight"}) {
+    for (const char* name : {"x", "y", "u", "z", "a", "b", "weight"}) {
       Rng rng(12, static_cast<uint64_t>(name[0]));
       const TensorView t = it.slot(name);
       for (int64_t i = 0; i < t.elems(); ++i) it.set(t, i, rng.normal());
@@ -166,9 +183,9 @@ TEST(ResidualRmsnormBwd, SameBitsForAnyThreadCount) {
 /// Forward and backward in bf16 on cuda, twice, against the reference; each from slots of its own,
 /// so that nothing but its results is rounded.
 void check_bf16_on_cuda(const Shape& shape, Form form) {
-  SCOPED_TRACE(fmt::format("{} add {} scale {}", to_string(shape), form.add, form.scale));
+  SCOPED_TRACE(to_string(shape) + " " + name_of_form(form));
   testing::TestProgram test;
-  for (const char* name : {"x", "y", "z", "dh", "h", "dt_in", "s", "dz_in"})
+  for (const char* name : {"x", "y", "u", "z", "dh", "h", "dt_in", "s", "dz_in"})
     test.slots.push_back({name, {DType::bf16, shape}});
   test.slots.push_back({"rstd", {DType::f32, {shape.rows()}}});
   for (const char* name : {"a", "b", "da", "db"}) test.slots.push_back({name, {DType::f32, {3}}});
@@ -180,9 +197,10 @@ void check_bf16_on_cuda(const Shape& shape, Form form) {
   const auto out =
       residual_rmsnorm(b, b.slot("x"), form.add ? b.slot("y") : Value{}, if_scaled("z"),
                        {.vector = if_scaled("a"), .index = 2, .constant = 0.5},
-                       {.vector = if_scaled("b"), .index = 1}, {1e-5, 1.2});
+                       {.vector = if_scaled("b"), .index = 1},
+                       {1e-5, 1.2, form.more ? b.slot("u") : Value{}, form.stores_t});
   std::vector<Value> results{out.h};
-  if (form.add || form.scale) results.push_back(out.t);
+  if ((form.add || form.scale) && form.stores_t) results.push_back(out.t);
   if (form.add && form.scale) results.push_back(out.s);
   const std::vector<Value> grads =
       b.emit("residual_rmsnorm_bwd",
@@ -253,6 +271,21 @@ TEST(ResidualRmsnorm, InPlaceGivesTheSameBits) {
   EXPECT_EQ(std::memcmp(t.data(), z.data(), bytes), 0);
   EXPECT_EQ(std::memcmp(h.data(), expected_h.data(), bytes), 0);
 
+  // h of a sum that is not stored, over x.
+  std::vector<float> x_or_h = in[0];
+  const auto sum_alone = [&](std::vector<float>& h_to) {
+    residual_rmsnorm_fwd({}, {.x = {x_or_h.data(), all},
+                              .y = {in[1].data(), all},
+                              .u = {in[2].data(), all},
+                              .h = {h_to.data(), all},
+                              .rstd = {rstd.data(), rows},
+                              .eps = 1e-5});
+  };
+  sum_alone(h);
+  sum_alone(x_or_h);
+  EXPECT_EQ(std::memcmp(h.data(), x_or_h.data(), bytes), 0);
+  forward(s, t);  // what the backward reads
+
   std::vector<float> dh = in[3], dt_in = in[4], dz_in = in[5], ds(kCount), dz(kCount);
   const auto backward = [&](std::vector<float>& ds_to, std::vector<float>& dz_to) {
     residual_rmsnorm_bwd({}, {.dh = {dh.data(), all},
@@ -296,12 +329,24 @@ TEST(ResidualRmsnorm, RefusesOperandsThatDoNotFit) {
                 ErrorKind::shape,
                 [&] { residual_rmsnorm(b, x, {}, x, {.vector = a, .index = 2}, {}, {1e-6}); }),
             "residual_rmsnorm: ia is 2, but a has 2 elements");
-  EXPECT_EQ(testing::error_of(
-                ErrorKind::shape,
-                [&] {
-                  b.emit("residual_rmsnorm", {x}, {{"has_add", true}, {"has_scale", false}});
-                }),
-            "residual_rmsnorm: y is absent, has_add true; z is absent, has_scale false");
+  const auto alone = [&](bool has_add, bool stores_t) {
+    return testing::error_of(ErrorKind::shape, [&] {
+      b.emit("residual_rmsnorm", {x},
+             {{"has_add", has_add},
+              {"has_more", false},
+              {"has_scale", false},
+              {"stores_t", stores_t}});
+    });
+  };
+  EXPECT_EQ(
+      alone(true, true),
+      "residual_rmsnorm: y is absent, has_add true; u is absent, has_more false; z is absent, "
+      "has_scale false");
+  EXPECT_EQ(alone(false, false), "residual_rmsnorm: t can be left out with y and without z only");
+  EXPECT_EQ(
+      testing::error_of(ErrorKind::shape,
+                        [&] { residual_rmsnorm(b, x, {}, {}, {}, {}, {.eps = 1e-6, .u = x}); }),
+      "residual_rmsnorm: u needs y");
 }
 
 }  // namespace
