@@ -7,7 +7,7 @@ namespace tightloop {
 namespace {
 
 constexpr int kThreads = kRowShapeThreads;
-constexpr int kSumThreads = 256;
+constexpr int kSumThreads = 1024;
 
 template <typename T>
 struct Fwd {
@@ -223,20 +223,25 @@ __global__ void __launch_bounds__(kThreads) bwd_kernel(Bwd<T> q) {
   }
 }
 
-/// dweight[c] += the sum of all parts of column c: a warp's lanes take neighbouring columns, its
-/// warps every kWarps-th part.
+/// dweight[c] += the sum of all parts of column c, at most kRmsnormCudaBlocks: a warp's lanes take
+/// neighbouring columns, its warps every kWarps-th part, all of them on their way at once.
 __global__ void __launch_bounds__(kSumThreads)
     sum_parts(const float* partial, float* dweight, int64_t parts, int64_t cols) {
   constexpr int kWarps = kSumThreads / kWarp;
+  constexpr int kTimes = (kRmsnormCudaBlocks + kWarps - 1) / kWarps;
   __shared__ float sums[kWarps][kWarp];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t c = blockIdx.x * static_cast<int64_t>(kWarp) + lane;
-  float sum = 0.0f;
-  if (c < cols) {
-#pragma unroll 16
-    for (int64_t part = warp; part < parts; part += kWarps) sum += partial[part * cols + c];
+  float parts_of_warp[kTimes];
+#pragma unroll
+  for (int time = 0; time < kTimes; ++time) {
+    const int64_t part = warp + time * kWarps;
+    parts_of_warp[time] = c < cols && part < parts ? partial[part * cols + c] : 0.0f;
   }
+  float sum = 0.0f;
+#pragma unroll
+  for (const float part : parts_of_warp) sum += part;
   sums[warp][lane] = sum;
   __syncthreads();
   if (warp > 0 || c >= cols) return;
