@@ -46,6 +46,20 @@ def read_safetensors(path):
     return tensors
 
 
+def write_safetensors(path, tensors):
+    """Float32 tensors."""
+    header, at = {}, 0
+    for name, tensor in tensors.items():
+        end = at + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().numpy().tobytes())
+
+
 def build_model(gpt, config, device):
     """As base_train.py does: shapes first, then memory, then initial values and types."""
     import torch

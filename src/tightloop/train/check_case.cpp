@@ -207,7 +207,8 @@ CaseReport run_nanochat_case(const std::string& folder, const CaseOptions& optio
     const double loss = get_element(slots.pull(kLossSlot), 0);
     const double want_loss = c.losses[static_cast<size_t>(step)];
     report.quantities.push_back({fmt::format("loss.step{}", step),
-                                 std::abs(loss - want_loss) / std::abs(want_loss), allowed.loss});
+                                 std::abs(loss - want_loss) / std::abs(want_loss),
+                                 step == 0 ? allowed.loss : allowed.updated_loss});
     if (step == 0) {
       for (const NanochatParameter& p : programs.parameters) {
         if (!compared(p.name)) continue;
