@@ -273,6 +273,8 @@ void attention_rows(const Settings& settings, const Shape& shape) {
              {[=] { backward_by(true); }}, {[=] { backward_by(false); }});
 }
 
+constexpr std::string_view kParts[] = {"rmsnorm", "attention", "cross-entropy", "polar"};
+
 int main_or_throw(int argc, char** argv) {
   Settings settings;
   std::string_view only;
@@ -282,7 +284,7 @@ int main_or_throw(int argc, char** argv) {
       settings.json = true;
     } else if (arg == "--samples" && i + 1 < argc) {
       settings.samples = std::max(1, std::atoi(argv[++i]));
-    } else if (arg == "--only" && i + 1 < argc) {
+    } else if (arg == "--only" && i + 1 < argc && std::ranges::count(kParts, argv[i + 1]) == 1) {
       only = argv[++i];
     } else {
       fmt::print(stderr,
