@@ -30,10 +30,10 @@ std::string name_of_form(const Form& form) {
 testing::TestProgram fused(const Shape& shape, Form form) {
   return {.slots = {{"x", {DType::f32, shape}},
                     {"y", {DType::f32, shape}},
-                    {"u", {DType::f32, shape}},
                     {"z", {DType::f32, shape}},
                     {"a", {DType::f32, {3}}},
-                    {"b", {DType::f32, {2}}}},
+                    {"b", {DType::f32, {2}}},
+                    {"u", {DType::f32, shape}}},
           .build = [form](Builder& b) {
             const auto out = residual_rmsnorm(
                 b, b.slot("x"), form.add ? b.slot("y") : Value{},
