@@ -268,10 +268,12 @@ void Run::shared_b() const {
     const int64_t cols = std::min(plan.block_n, g.N - n0);
     const int64_t slivers = ceil_div(cols, nr);
     const int64_t block_floats = slivers * sliver_floats;
-    // Tasks: a few per thread, a multiple of the threads, of at least a few panels each.
+    // Tasks: a few per thread, a multiple of the threads, of at least a few panels each; of as many
+    // as L2 holds where columns are enough for the rest, as B comes from L3 once for each.
     const int64_t wanted = plan.threads == 1 ? 1 : 4 * plan.threads * (g.symmetric ? 4 : 1);
-    int64_t row_parts = std::max(ceil_div(panels, ceil_div(kernels.block_m, mr)),
-                                 std::min(wanted, ceil_div(panels, 8)));
+    const int64_t fewest = ceil_div(panels, ceil_div(kernels.block_m, mr));
+    int64_t row_parts =
+        slivers >= 64 ? fewest : std::max(fewest, std::min(wanted, ceil_div(panels, 8)));
     row_parts = std::min(round_up(row_parts, plan.threads), panels);
     const int64_t col_parts =
         std::clamp<int64_t>(ceil_div(wanted, row_parts), 1, std::max<int64_t>(1, slivers / 4));
