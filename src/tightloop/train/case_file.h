@@ -31,7 +31,7 @@ struct CaseTolerances {
 /// What fewer numbers than these add up to depends on luck in bf16: some of them cancel.
 inline constexpr int64_t kSmallTensor{1000};
 
-/// The same for a run in bf16 on a case computed in float32: two to four times the most that
+/// The same for a run in bf16 on a case computed in float32: one to four times the most that
 /// nanochat itself has in bf16 on such cases (bench/peers/nanochat_bf16.py). They find a wrong
 /// formula, not a lost digit.
 CaseTolerances bf16_tolerances();
