@@ -177,9 +177,19 @@ struct OffsetLogits {
   }
 };
 
+/// What makes the target's entry of a row exact, times the row's factor: the entry is the largest
+/// of its row, and what rounding it to T takes away would be lost from the gradient. The others
+/// then err together, by at most half a unit of T.
+template <typename T>
+__device__ float factor_of_rounded(float entry) {
+  const float stored = as_stored<T>(entry);
+  return stored == 0.0f ? 1.0f : entry / stored;
+}
+
 /// Row n of both passes by a block of kCeOffsetThreads threads. x holds whole packs up to cols.
 /// With Grad it is overwritten by (E - S [target]) dy/dz / 4, zeros from vocab on and in ignored
-/// rows, and factor[n] = 4 g / S is what remains to be multiplied with.
+/// rows, and factor[n] = 4 g / S (factor_of_rounded() included) is what remains to be multiplied
+/// with.
 template <bool Grad, typename T>
 __device__ void ce_offset_row(const CeRows& q,
                               int64_t n,
@@ -240,9 +250,13 @@ __device__ void ce_offset_row(const CeRows& q,
     lse[n] = logit.cap + log_sum;
     loss[n] = ignored ? 0.0f : q.weight(n) * (log_sum + 2.0f * logit.cap * r);
     if constexpr (Grad) {
-      factor[n] = ignored ? 0.0f : 4.0f * dloss[n] * q.weight(n) / sum;
-      if (known && !ignored)
-        store_float(x + target, (logit.exponential(r) - sum) * OffsetLogits::slope(r));
+      float by = ignored ? 0.0f : 4.0f * dloss[n] * q.weight(n) / sum;
+      if (known && !ignored) {
+        const float entry = (logit.exponential(r) - sum) * OffsetLogits::slope(r);
+        store_float(x + target, entry);
+        by *= factor_of_rounded<T>(entry);
+      }
+      factor[n] = by;
     }
   }
   if constexpr (Grad) {

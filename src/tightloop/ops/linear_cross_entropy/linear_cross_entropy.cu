@@ -101,12 +101,13 @@ __global__ void __launch_bounds__(kElementThreads) finish_rows_kernel(CeRows q,
     loss[n] = ignored ? 0.0f : q.weight(n) * (log_sum + 2.0f * logit.cap * r);
   }
   if constexpr (Grad) {
-    const float by = ignored ? 0.0f : 4.0f * dloss[n] * q.weight(n) / sum;
-    if (lane == 0) {
-      factor[n] = by;
-      if (known && !ignored)
-        store_float(f + n * ld + target, (logit.exponential(r) - sum) * OffsetLogits::slope(r));
+    float by = ignored ? 0.0f : 4.0f * dloss[n] * q.weight(n) / sum;
+    if (known && !ignored) {
+      const float entry = (logit.exponential(r) - sum) * OffsetLogits::slope(r);
+      if (lane == 0) store_float(f + n * ld + target, entry);
+      by *= factor_of_rounded<bf16>(entry);
     }
+    if (lane == 0) factor[n] = by;
     for (int64_t c = lane * N; c < cols; c += kWarp * N) {
       float of_x[N];
       load_floats(x + n * cols + c, of_x);

@@ -267,6 +267,52 @@ TEST(LinearCrossEntropyCuda, Bf16MatchesRef) {
   }
 }
 
+// Row n of x meets its target's weights in column n of dx alone, so that what is there has only the
+// rounding of dx itself: the target's entry of the gradient loses nothing in bf16.
+TEST(LinearCrossEntropyCuda, TheTargetsEntryIsExactInBf16) {
+  if (cuda::device_count() == 0 || cuda::device_info().compute_major != 9)
+    GTEST_SKIP() << "no Hopper GPU: elsewhere logits and dx are rounded before";
+  constexpr int64_t kRows = 32, kCols = 64;
+  const testing::TestProgram test{
+      .slots = {{"x", {DType::bf16, {kRows, kCols}}, SlotRole::input},
+                {"w", {DType::bf16, {96, kCols}}, SlotRole::input, 0.25},
+                {"targets", {DType::i32, {kRows}}, SlotRole::input, 1.0, 96},
+                {"dloss", {DType::f32, {kRows}}, SlotRole::input},
+                {"dw", {DType::f32, {96, kCols}}, SlotRole::gradient}},
+      .build = {}};
+  auto slots = std::make_shared<SlotTable>();
+  for (const testing::TestSlot& s : test.slots) slots->add({s.name, s.type, s.role});
+  Program program("p", slots);
+  Builder b(program, op_table());
+  const std::vector<Value> outputs =
+      b.emit("linear_cross_entropy_grad",
+             {b.slot("x"), b.slot("w"), b.slot("targets"), b.slot("dloss"), Value{}},
+             Attrs{{"vocab", int64_t{90}},
+                   {"ignore_index", int64_t{-1}},
+                   {"cap", 15.0},
+                   {"chunk_rows", int64_t{16}},
+                   {"accumulate", false}},
+             {b.slot("dw")});
+  const Value dx = outputs.back();
+  Interpreter run(program, Device::cuda), ref(program, Device::ref);
+  for (const Interpreter* one : {&run, &ref}) {
+    fill_slots(*one, test, 5);
+    for (int64_t n = 0; n < kRows; ++n) {
+      one->set(one->slot("targets"), n, static_cast<double>(n));
+      for (int64_t v = 0; v < 96; ++v) {
+        if (v != n) one->set(one->slot("w"), v * kCols + n, 0.0);
+      }
+    }
+  }
+  run.run(), ref.run();
+  for (int64_t n = 0; n < kRows; ++n) {
+    const double got = run.get(run.view(dx), n * kCols + n),
+                 want = ref.get(ref.view(dx), n * kCols + n);
+    ASSERT_NE(want, 0.0);
+    EXPECT_LE(std::abs(got - want), 0x1p-9 * 1.02 * std::abs(want)) << n;
+  }
+}
+
 TEST(LinearCrossEntropyChunkRows, FillsTheBudgetEvenly) {
   EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 4, 64 << 20), 512);
   EXPECT_EQ(linear_cross_entropy_chunk_rows(1024, 32768, 4, 1 << 30), 1024);
