@@ -309,7 +309,7 @@ TEST(LinearCrossEntropyCuda, TheTargetsEntryIsExactInBf16) {
     const double got = run.get(run.view(dx), n * kCols + n),
                  want = ref.get(ref.view(dx), n * kCols + n);
     ASSERT_NE(want, 0.0);
-    EXPECT_LE(std::abs(got - want), 0x1p-9 * 1.02 * std::abs(want)) << n;
+    EXPECT_LE(std::abs(got - want), 0x1.02p-8 * std::abs(want)) << n;
   }
 }
 
