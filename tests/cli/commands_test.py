@@ -137,6 +137,22 @@ class Commands(Case):
                         self.assertEqual(option["value"], str(value))
                         self.assertIn(path.name, option["origin"])
 
+    def test_switches(self):
+        for flags, value in ([], "true"), (["--fused-rmsnorm=false"], "false"), \
+                (["--fused-rmsnorm=off"], "false"), (["--no-fused-rmsnorm"], "false"), \
+                (["--fused-rmsnorm", "--fused-rmsnorm"], "true"):
+            with self.subTest(flags):
+                shown = json.loads(self.ok("config", "show", *flags, "--json"))["options"]
+                self.assertEqual(shown["rewrite.fused-rmsnorm"]["value"], value)
+        for flags, message in (["--fused-rmsnorm=maybe"], "'maybe' is neither true nor false"), \
+                (["--no-fused-rmsnorm=on"], "--no-fused-rmsnorm takes no value"), \
+                (["--no-fused-rmsnorm", "--fused-rmsnorm"],
+                 "--fused-rmsnorm is both switched on and off"):
+            with self.subTest(flags):
+                done = self.run_tool("config", "show", *flags)
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(message, done.stderr)
+
     def test_quick_config_is_the_quick_preset(self):
         path, = [path for path in CONFIGS if path.name == "quick.toml"]
         values = [{key: option["value"] for key, option in

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -78,15 +79,18 @@ void bind_config(CLI::App& app, Options& options, ConfigSources& sources) {
     std::string help = spec.help;
     std::string shown_default = spec.default_text;
     if (spec.is_switch) {
-      app.add_flag_callback(
-             "--" + spec.flag,
-             [&sources, flag = spec.flag] { sources.flags.emplace_back(flag, "true"); },
-             fmt::format("{} [{}]", help, shown_default == "true" ? "on" : "off"))
-          ->group(spec.group);
-      app.add_flag_callback(
-             "--no-" + spec.flag,
-             [&sources, flag = spec.flag] { sources.flags.emplace_back(flag, "false"); })
-          ->group("");  // hidden: said once in the footer
+      CLI::Option* on = app.add_flag("--" + spec.flag);
+      on->description(fmt::format("{} [{}]", help, shown_default == "true" ? "on" : "off"))
+          ->group(spec.group)
+          ->each([&sources, flag = spec.flag](const std::string& value) {
+            sources.flags.emplace_back(flag, value);
+          });
+      CLI::Option* off = app.add_flag("--no-" + spec.flag);
+      off->group("")  // hidden: said once in the footer
+          ->each([&sources, flag = spec.flag](const std::string& value) {
+            if (value != "true") fail(ErrorKind::usage, "--no-{} takes no value", flag);
+            sources.flags.emplace_back(flag, "false");
+          });
       continue;
     }
     if (!shown_default.empty()) help += fmt::format(" [{}]", shown_default);
@@ -118,7 +122,12 @@ void apply_config(Options& options, const ConfigSources& sources) {
     if (const auto* s = std::get_if<std::string>(&entry.value)) text = *s;
     options.set(entry.key, text, "--set");
   }
-  for (const auto& [flag, value] : sources.flags) options.set(flag, value, "flag");
+  std::map<std::string, std::string> given;
+  for (const auto& [flag, value] : sources.flags) {
+    if (given.emplace(flag, value).first->second != value)
+      fail(ErrorKind::usage, "--{} is both switched on and off", flag);
+    options.set(flag, value, "flag");
+  }
 }
 
 bool stderr_is_terminal() {
