@@ -162,9 +162,10 @@ class Commands(Case):
 
     def check_samples(self, samples, count):
         self.assertEqual(samples["samples"], count)
-        self.positive(samples, "median_ms", "min_ms", "max_ms")
-        self.assertLessEqual(samples["min_ms"], samples["median_ms"])
-        self.assertLessEqual(samples["median_ms"], samples["max_ms"])
+        ordered = ["min_ms", "p10_ms", "median_ms", "p90_ms", "max_ms"]
+        self.positive(samples, *ordered)
+        for less, more in zip(ordered, ordered[1:]):
+            self.assertLessEqual(samples[less], samples[more])
 
     def test_bench_train(self):
         whole, *ops = self.lines("bench", "train", *BENCH, "--json")

@@ -55,13 +55,17 @@ void stop_if_asked() {
 struct Samples {
   std::vector<double> seconds;
 
-  double median() const {
+  /// Linear between the sorted samples around it; 0 of none.
+  double quantile(double share) const {
     std::vector<double> sorted = seconds;
     std::sort(sorted.begin(), sorted.end());
-    const size_t n = sorted.size();
-    if (n == 0) return 0.0;
-    return n % 2 == 1 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
+    if (sorted.empty()) return 0.0;
+    const double at = share * static_cast<double>(sorted.size() - 1);
+    const auto below = static_cast<size_t>(at);
+    const size_t above = std::min(below + 1, sorted.size() - 1);
+    return sorted[below] + (at - static_cast<double>(below)) * (sorted[above] - sorted[below]);
   }
+  double median() const { return quantile(0.5); }
   double min() const { return *std::min_element(seconds.begin(), seconds.end()); }
   double max() const { return *std::max_element(seconds.begin(), seconds.end()); }
   /// (max - min) / median: what a figure from this machine is worth.
@@ -69,6 +73,8 @@ struct Samples {
   OrderedJson json() const {
     return {{"samples", seconds.size()},
             {"median_ms", 1e3 * median()},
+            {"p10_ms", 1e3 * quantile(0.1)},
+            {"p90_ms", 1e3 * quantile(0.9)},
             {"min_ms", 1e3 * min()},
             {"max_ms", 1e3 * max()},
             {"spread", spread()}};
@@ -525,11 +531,12 @@ int bench_steps(const TrainConfig& config, const BenchFlags& flags) {
                     in_a_row->captures, in_a_row->breaks, in_a_row->allocations, in_a_row->syncs));
   }
   out("\n");
-  out(fmt::format("  {:<20}  {:>9}  {:>9}  {:>9}  {:>6}   ({} samples)\n", "ms", "median", "min",
-                  "max", "spread", flags.steps));
+  out(fmt::format("  {:<20}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>6}   ({} samples)\n", "ms",
+                  "median", "p10", "p90", "min", "max", "spread", flags.steps));
   const auto row = [](std::string_view name, const Samples& s) {
-    out(fmt::format("  {:<20}  {:>9.2f}  {:>9.2f}  {:>9.2f}  {:>5.1f}%\n", name, 1e3 * s.median(),
-                    1e3 * s.min(), 1e3 * s.max(), 100.0 * s.spread()));
+    out(fmt::format("  {:<20}  {:>9.2f}  {:>9.2f}  {:>9.2f}  {:>9.2f}  {:>9.2f}  {:>5.1f}%\n", name,
+                    1e3 * s.median(), 1e3 * s.quantile(0.1), 1e3 * s.quantile(0.9), 1e3 * s.min(),
+                    1e3 * s.max(), 100.0 * s.spread()));
   };
   row("forward + backward", micro);
   if (has_later) row("  later micro-steps", next);
