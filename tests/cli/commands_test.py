@@ -137,6 +137,13 @@ class Commands(Case):
                         self.assertEqual(option["value"], str(value))
                         self.assertIn(path.name, option["origin"])
 
+    def test_a_chunk_budget_that_holds_no_chunk_is_refused(self):
+        done = self.run_tool("explain", "--preset", "quick", "--ce-chunk-bytes", "4096")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("chunked-ce takes 8 rows of 256 logits at least", done.stderr)
+        self.assertIn("--ce-chunk-bytes 8192", done.stderr)
+        self.ok("explain", "--preset", "quick", "--ce-chunk-bytes", "8192")
+
     def test_switches(self):
         for flags, value in ([], "true"), (["--fused-rmsnorm=false"], "false"), \
                 (["--fused-rmsnorm=off"], "false"), (["--no-fused-rmsnorm"], "false"), \

@@ -51,6 +51,24 @@ class Train(Case):
         self.assertEqual(self.checkpoint_names(), {"step_000000", "step_000004"})
         self.assertEqual(expected, (losses(run), weights(run, 4)))
 
+    def test_a_resume_is_the_same_run(self):
+        self.assertEqual(self.train("--num-iterations", "4", "--save-every", "2").returncode, 0)
+        run = self.only_run()
+        before = (run / "run.json").read_bytes()
+        for flags, says in (["--seed", "7"], "train.seed is '42' in this run"), \
+                (["--run", "other"], "run.name"), (["--run-dir", "elsewhere"], "run.dir"), \
+                (["--save-initial"], "checkpoint.initial"), \
+                (["--total-batch-size", "1024"], "steps of 512 tokens, now they would be of 1024"):
+            with self.subTest(flags):
+                done = self.run_tool("train", "--resume", run, *flags)
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(says, done.stderr)
+        self.assertEqual((run / "run.json").read_bytes(), before)
+        done = self.run_tool("train", "--resume", run, "--num-iterations", "6", "--lr-mult", "0.5")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("resumed at step 4; train.num_iterations: '6', was '4'; "
+                      "optim.lr_mult: '0.5', was '1'", (run / "log.txt").read_text())
+
     def test_resume_gives_the_same_bits(self):
         whole = self.reference(24)
         expected = losses(whole), weights(whole, 24)

@@ -50,6 +50,13 @@ TrainPrograms build_train_programs(const TrainProgramsSpec& spec,
     throw Error(ErrorKind::unsupported,
                 fmt::format("--dtype {} computes on cuda only", name_of(spec.dtype)))
         .with_hint("use `--device cuda`, or leave --dtype out");
+  const int64_t least = 8 * spec.model.padded_vocab() * size_of(spec.dtype);
+  if (std::count(spec.rewrites.begin(), spec.rewrites.end(), "chunked-ce") > 0 &&
+      spec.rewrite_options.ce_chunk_bytes < least)
+    throw Error(ErrorKind::usage,
+                fmt::format("--ce-chunk-bytes {}: chunked-ce takes 8 rows of {} logits at least",
+                            spec.rewrite_options.ce_chunk_bytes, spec.model.padded_vocab()))
+        .with_hint(fmt::format("use `--ce-chunk-bytes {}` or more, or --no-chunked-ce", least));
   auto slots = std::make_shared<SlotTable>();
   declare_slots(*slots, spec);
 

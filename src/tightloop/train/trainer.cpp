@@ -33,6 +33,7 @@ void Made::add(const Made& from, const Made& to) {
 }
 
 TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>& stop) {
+  if (!resume_checkpoint.empty()) expect_same_run();
   check_memory();
   observer.on_plan(plan);
   allocate();
@@ -50,6 +51,8 @@ TrainResult Trainer::Impl::run(TrainObserver& observer, const std::atomic<bool>&
       fail(ErrorKind::data, "{} holds {} steps, the checkpoint is at step {}",
            folder->file("steps.bin"), history.size(), first_step);
     result.last_checkpoint = resume_checkpoint;
+    folder->add_log(fmt::format("resumed at step {}{}", first_step,
+                                changes_at_resume.empty() ? "" : "; " + changes_at_resume));
   }
   weights_ms = 1e3 * seconds_since(allocated);
   folder->write_run_json(run_json());

@@ -59,6 +59,7 @@ struct Trainer::Impl {
   std::unique_ptr<TrainPrograms> programs;
   std::vector<int32_t> byte_lengths;
   std::string resume_checkpoint;  // empty: a new run
+  std::string changes_at_resume;  // options that differ from the checkpoint's, for log.txt
   std::string started = utc_timestamp();
 
   // Memory and what is bound to it: made in run().
@@ -110,6 +111,8 @@ struct Trainer::Impl {
   OrderedJson state_json(int64_t step) const;
   /// What bits depend on besides the flags.
   std::string kernels() const;
+  /// Error{usage} where a resumed run would not be the one it was; notes what else differs.
+  void expect_same_run();
   void restore();
   void initialise();
   /// A checkpoint that cannot be trained from must not look like the last good one.

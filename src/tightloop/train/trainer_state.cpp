@@ -15,6 +15,7 @@ OrderedJson Trainer::Impl::state_json(int64_t step) const {
   OrderedJson json;
   json["format"] = 1;
   json["step"] = step;
+  json["total_batch_size"] = plan.transfer.batch;
   json["recipe"] = name_of(config.recipe);
   json["loss_ema"] = loss_ema;
   if (min_val_bpb) json["min_val_bpb"] = *min_val_bpb;
@@ -42,6 +43,35 @@ std::string Trainer::Impl::kernels() const {
   if (config.generic_arch) text += ", generic kernels";
   if (config.dtype == DType::bf16) text += ", attention by " + attention_library();
   return text;
+}
+
+void Trainer::Impl::expect_same_run() {
+  const Json state = load_checkpoint_state(resume_checkpoint);
+  const std::string where = resume_checkpoint + "/state.json";
+  const int64_t batch = get_int(state, "total_batch_size", where, plan.transfer.batch);
+  if (batch != plan.transfer.batch)
+    throw Error(ErrorKind::usage,
+                fmt::format("the run takes steps of {} tokens, now they would be of {}", batch,
+                            plan.transfer.batch))
+        .with_hint(fmt::format("resume with --total-batch-size {}", batch));
+  const Json& options = get_object(state, "options", where);
+  for (const auto& [key, now] : resolved_options.items()) {
+    if (key == "run.resume" || find_field(options, key, where) == nullptr) continue;
+    const std::string before =
+        get_string(get_object(options, key, where), "value", where + ": options." + key);
+    const auto value = now.at("value").get<std::string>();
+    if (value == before) continue;
+    for (const std::string_view fixed :
+         {"train.seed", "data.seed", "run.name", "run.dir", "checkpoint.initial"}) {
+      if (key == fixed)
+        throw Error(ErrorKind::usage, fmt::format("{} is '{}' in this run, a resume cannot make it "
+                                                  "'{}'",
+                                                  key, before, value))
+            .with_hint("leave it out, or begin a new run without --resume");
+    }
+    changes_at_resume += fmt::format("{}{}: '{}', was '{}'", changes_at_resume.empty() ? "" : "; ",
+                                     key, value, before);
+  }
 }
 
 void Trainer::Impl::restore() {
