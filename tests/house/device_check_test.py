@@ -55,10 +55,29 @@ if command == "bench":
     print(json.dumps({"event": "op", "op": "linear"}))
 """
 TESTS = "#!/bin/sh\necho '[==========] 7 tests from 3 test suites ran.'\n[ \"$SPOIL\" != ops ]\n"
+# What racecheck finds does not show in its exit code: device_check reads its report.
 SANITIZER = """#!/bin/sh
-[ "$1 $3 $4" = "--tool --error-exitcode 9" ] || exit 5
-[ "$SPOIL" = "$2" ] && { echo '========= ERROR SUMMARY: 3 errors'; exit 9; }
-echo '========= ERROR SUMMARY: 0 errors'
+race() {
+  echo "========= Error: Race reported between Read access at $1+0xa60"
+  echo "=========     and Write access at $1+0x2fb0 [512 hazards]"
+  echo '========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)'
+}
+case "$*" in
+  "--tool memcheck --error-exitcode 9 "*)
+    [ "$SPOIL" = memcheck ] && { echo '========= ERROR SUMMARY: 3 errors'; exit 9; }
+    echo '========= ERROR SUMMARY: 0 errors' ;;
+  "--tool racecheck --print-limit 100000 --kernel-name-exclude kernel_substring=cudnn "*)
+    case $SPOIL in
+      racecheck) race row_kernel ;;
+      nvjet) race nvjet_sm90_tst_64x96 ;;
+      unknown) echo '========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)' ;;
+      cut) ;;
+      crash) exit 3 ;;
+      *) echo '========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)' ;;
+    esac ;;
+  *) exit 5 ;;
+esac
+echo '[==========] 7 tests from 3 test suites ran.'
 """
 OPS_BENCH = """#!/bin/sh
 [ "$1" = --json ] || exit 2
@@ -121,7 +140,7 @@ class DeviceCheck(unittest.TestCase):
     def test_each_step_can_fail_alone(self):
         says = {
             "device": "no CUDA device: it is a pity", "ops": "", "check": "4 do not", "generic": "2 do not",
-            "memcheck": "ERROR SUMMARY: 3 errors", "racecheck": "ERROR SUMMARY: 3 errors",
+            "memcheck": "ERROR SUMMARY: 3 errors", "racecheck": " 0 in kernels of cuBLASLt, ",
             "kernels": "ops_cuda_bench failed", "bench": "f32 failed",
         }
         for step, detail in says.items():
@@ -130,6 +149,20 @@ class DeviceCheck(unittest.TestCase):
                 self.assertEqual(code, 1, text)
                 self.assertEqual(verdicts.pop(step), "FAILED", text)
                 self.assertEqual(set(verdicts.values()), {"FAILED"} if step == "device" else {"ok"}, text)
+                self.assertIn(detail, text)
+
+    def test_what_racecheck_reports(self):
+        processes = min(os.cpu_count(), 16)
+        for spoil, verdict, detail in (
+                ("", "ok", f"{7 * processes} tests, {processes} processes, 0 found: 0 in kernels of cuBLASLt, 0 in others"),
+                ("nvjet", "ok", f"{processes} found: {processes} in kernels of cuBLASLt, 0 in others"),
+                ("racecheck", "FAILED", f"{processes} found: 0 in kernels of cuBLASLt, {processes} in others"),
+                ("unknown", "FAILED", f"0 in kernels of cuBLASLt, {2 * processes} in others"),
+                ("cut", "FAILED", "a summary is missing"), ("crash", "FAILED", "ended with code 3")):
+            with self.subTest(spoil):
+                code, verdicts, text, _ = self.check("--only", "racecheck", spoil=spoil)
+                self.assertEqual((code, verdicts),
+                                 (int(verdict != "ok"), {"device": "ok", "racecheck": verdict}), text)
                 self.assertIn(detail, text)
 
     def test_bits_that_differ(self):
