@@ -43,6 +43,20 @@ TEST(GemmCache, RefusesWhatIsDamagedOrForeign) {
   EXPECT_TRUE(refused(number, "GPU, cuBLASLt 1"));
 }
 
+TEST(GemmCache, FoundAreTheProductsThatNeededNoTiming) {
+  const size_t used = used_gemm_choices().size();
+  const int64_t found = gemm_choices_found(), timed = gemm_choices_timed();
+  time_gemm_choices();
+  adopt_gemm_choices({{"9 9 1", "aa"}, {"9 9 2", "bb"}});
+  adopt_gemm_choices({{"9 9 3", "cc"}}, true);  // of a checkpoint
+  gemm_choices::use("9 9 1", "aa", {});
+  gemm_choices::use("9 9 4", "dd", 0.5);
+  gemm_choices::use("9 9 5", "ee", {});  // no room to time it
+  EXPECT_EQ(used_gemm_choices().size() - used, 4u);
+  EXPECT_EQ(gemm_choices_found() - found, 2);
+  EXPECT_EQ(gemm_choices_timed() - timed, 1);
+}
+
 TEST(GemmCache, OnCudaReplacesADamagedFile) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device";
   const std::filesystem::path folder = std::filesystem::temp_directory_path() / "tl-gemm-cache";

@@ -203,6 +203,10 @@ OrderedJson Trainer::Impl::summary_json() const {
         1e-6 * static_cast<double>(history[static_cast<size_t>(first_step)].dt_ns);
   json["programs_bound"] = bound_at_start;
   json["bind_ms"] = bind_ms;
+  // "..._in_steps": in all counted steps of this process.
+  json["counted_steps_of_process"] =
+      std::count_if(history.begin() + first_step, history.end(),
+                    [](const StepRecord& record) { return record.counted(); });
   json["plans_made_in_steps"] = made_in_steps.plans;
   json["programs_bound_in_steps"] = made_in_steps.binds;
   json["blocks_made_in_steps"] = made_in_steps.blocks;
@@ -213,6 +217,8 @@ OrderedJson Trainer::Impl::summary_json() const {
     json["graph_breaks_in_steps"] = made_in_steps.breaks;
     json["device_allocations_in_steps"] = made_in_steps.allocations;
     json["device_syncs_in_steps"] = made_in_steps.syncs;
+    json["gemm_products"] = used_gemm_choices().size();
+    json["gemm_products_found"] = gemm_choices_found();
     json["gemm_products_timed"] = gemm_choices_timed();
     json["gemm_timing_ms"] = 1e3 * gemm_timing_seconds();
   }

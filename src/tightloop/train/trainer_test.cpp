@@ -115,6 +115,7 @@ TEST_P(TrainerStep, AllocatesNothing) {
   for (const char* made :
        {"plans_made_in_steps", "programs_bound_in_steps", "blocks_made_in_steps"})
     EXPECT_EQ(summary.at(made), 0) << made;
+  EXPECT_EQ(summary.at("counted_steps_of_process"), kSteps - 11);
   EXPECT_GT(summary.at("programs_bound"), 0);
 }
 

@@ -28,6 +28,8 @@ GemmChoices known_gemm_choices();
 /// with them, another one has the same bits.
 GemmChoices used_gemm_choices();
 
+/// Of used_gemm_choices(), those that came from an earlier process.
+int64_t gemm_choices_found();
 /// Products timed so far, and the seconds that took.
 int64_t gemm_choices_timed();
 double gemm_timing_seconds();
