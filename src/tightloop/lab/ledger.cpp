@@ -24,7 +24,8 @@ const std::vector<std::string> kExtensions{
     // identity
     "schema_version", "run_id", "experiment", "arm", "template", "pair_id", "block_id", "attempt",
     "detail", "rewrites", "lock_hash", "config_hash", "build_hash", "dirty_hash", "data_hash",
-    "tokenizer_hash", "eval_hash", "host", "cpu", "device", "threads", "finished",
+    "tokenizer_hash", "eval_hash", "host", "cpu", "gpu_name", "driver", "cuda", "device", "threads",
+    "finished",
     // shape and budget
     "n_embd", "n_head", "head_dim", "window_pattern", "params_total", "params_scaling",
     "flops_per_token", "num_iterations", "steps_done", "tokens_total", "flops_total",
@@ -40,9 +41,9 @@ const std::vector<std::string> kExtensions{
     "loss_spikes", "nonfinite_steps", "grad_norm_max",
     // systems
     "mfu_median", "throughput_total", "dt_p10", "dt_p90", "dt_mad", "stall_frac", "first_step_ms",
-    "startup_sec", "steady_step", "process_sec", "captures", "capture_ms", "recaptures",
-    "plan_rebuilds", "allocs_after_warmup", "host_syncs_per_step", "autotune_hit_rate",
-    "planned_mib", "peak_resident_mib", "resume_check"};
+    "startup_sec", "steady_step", "process_sec", "captures", "capture_ms", "autotune_ms",
+    "autotune_hit_rate", "graph_breaks", "recaptures", "plan_rebuilds", "allocs_after_warmup",
+    "host_syncs_per_step", "planned_mib", "peak_resident_mib", "resume_check"};
 
 /// Columns whose values are text even when they look like numbers.
 bool is_text(std::string_view column) {
@@ -69,6 +70,9 @@ bool is_text(std::string_view column) {
                                                "eval_hash",
                                                "host",
                                                "cpu",
+                                               "gpu_name",
+                                               "driver",
+                                               "cuda",
                                                "device",
                                                "finished",
                                                "window_pattern",

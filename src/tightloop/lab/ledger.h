@@ -13,10 +13,10 @@ struct sqlite3;
 namespace tightloop {
 
 /// Columns of the ledger: the core columns of results.csv, then the extension columns.
-/// A column whose measure does not exist on a device stays empty: on the CPU host_syncs_per_step
-/// and autotune_hit_rate.
+/// A column whose measure does not exist on a device stays empty: on the CPU those of the GPU, of
+/// graphs, of waits and of timed products.
 const std::vector<std::string>& ledger_columns();
-inline constexpr int64_t kLedgerVersion = 3;
+inline constexpr int64_t kLedgerVersion = 4;
 
 /// One run of an experiment: a value for each column; what was not measured is missing, never 0.
 class LedgerRow {

@@ -252,5 +252,33 @@ TEST_F(LedgerTest, ForeignFilesAreRefused) {
   EXPECT_THROW(Ledger(file("missing")), Error);
 }
 
+TEST_F(LedgerTest, AFolderOfAnotherVersionIsRefused) {
+  const auto refused = [this](const std::string& path) {
+    try {
+      const Ledger ledger(folder_.string());
+      ADD_FAILURE() << path << " was opened";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::data);
+      EXPECT_NE(error.message().find(path), std::string::npos) << error.message();
+      EXPECT_NE(error.message().find("ledger version 4"), std::string::npos) << error.message();
+      EXPECT_EQ(error.hint(), "it was made by another version: use a new lab folder (--lab-dir)");
+    }
+    for (const char* name :
+         {"results.csv", "ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"})
+      fs::remove(file(name));
+  };
+  // As version 3 had it: without a column.
+  std::vector<std::string> columns = ledger_columns();
+  std::erase(columns, "gpu_name");
+  std::ofstream(file("results.csv")) << csv_header(columns).text() << "\n";
+  refused(file("results.csv"));
+  { const Ledger ledger(folder_.string()); }
+  std::string bytes = read_file(file("ledger.sqlite"));
+  bytes.replace(bytes.find("gpu_name"), 8, "gpu_kind");
+  std::ofstream(file("ledger.sqlite"), std::ios::binary) << bytes;
+  fs::remove(file("results.csv"));
+  refused(file("ledger.sqlite"));
+}
+
 }  // namespace
 }  // namespace tightloop

@@ -90,25 +90,31 @@ ReportTable stability_table(const Experiment& experiment, const std::vector<Ledg
   ReportTable table{
       .title = "Stability",
       .note =
-          "Programs bound to kernels before the first step, and inside counted steps; plans and "
-          "memory blocks made inside counted steps (these three must be 0), loss spikes, "
+          "Programs bound to kernels before the first step (on a GPU graphs captured), and inside "
+          "counted steps; plans and memory blocks made, and Programs run outside a graph, inside "
+          "counted steps; how often a counted step waited for the GPU (these five must be 0); "
+          "cuBLASLt's choices that were found, not timed; loss spikes, "
           "start of the process to the first step, the first step, and the step "
           "from which times stay within 5 % of the median. Means over runs.",
       .columns = {"arm", "Programs", "bound in steps", "plans in steps", "blocks in steps",
-                  "loss spikes", "startup s", "first step ms", "median ms", "stalls %",
-                  "steady from step", "resume check"},
+                  "graph breaks", "waits a step", "choices found %", "loss spikes", "startup s",
+                  "first step ms", "median ms", "stalls %", "steady from step", "resume check"},
       .rows = {}};
   for (const Arm& arm : experiment.arms) {
     const auto runs = ok_runs(rows, experiment.name, arm.name);
     std::vector<double> stalls = numbers(runs, "stall_frac");
+    std::vector<double> found = numbers(runs, "autotune_hit_rate");
     for (double& x : stalls) x *= 100.0;
+    for (double& x : found) x *= 100.0;
     std::set<std::string> checks;
     for (const LedgerRow* run : runs) checks.insert(run->text("resume_check"));
     table.rows.push_back({arm.name, mean_or_dash(numbers(runs, "captures"), 0),
                           mean_or_dash(numbers(runs, "recaptures"), 0),
                           mean_or_dash(numbers(runs, "plan_rebuilds"), 0),
                           mean_or_dash(numbers(runs, "allocs_after_warmup"), 0),
-                          mean_or_dash(numbers(runs, "loss_spikes"), 1),
+                          mean_or_dash(numbers(runs, "graph_breaks"), 0),
+                          mean_or_dash(numbers(runs, "host_syncs_per_step"), 2),
+                          mean_or_dash(found, 1), mean_or_dash(numbers(runs, "loss_spikes"), 1),
                           mean_or_dash(numbers(runs, "startup_sec"), 2),
                           mean_or_dash(numbers(runs, "first_step_ms"), 1),
                           mean_or_dash(numbers(runs, "dt_median_ms"), 2), mean_or_dash(stalls, 1),

@@ -125,6 +125,12 @@ void add_identity(LedgerRow& row, const Json& run, const std::string& where) {
     of_host.text("host", "name");
     of_host.text("cpu", "cpu");
   }
+  if (const Json* gpu = find_field(run, "gpu", where)) {
+    const Copier of_gpu(row, *gpu, where);
+    of_gpu.text("gpu_name", "name");
+    of_gpu.text("driver", "driver");
+    of_gpu.text("cuda", "runtime");
+  }
   if (const Json* data = find_field(run, "data", where))
     Copier(row, *data, where).text("tokenizer_hash", "tokenizer_sha256");
   if (const Json* model = find_field(run, "model", where)) {
@@ -148,6 +154,18 @@ void add_identity(LedgerRow& row, const Json& run, const std::string& where) {
   }
 }
 
+/// a / b, when both are there and b is not 0.
+std::optional<double> ratio(const Json& json,
+                            std::string_view a,
+                            std::string_view b,
+                            const std::string& where) {
+  if (find_field(json, a, where) == nullptr || find_field(json, b, where) == nullptr)
+    return std::nullopt;
+  const double divisor = get_double(json, b, where);
+  if (divisor == 0.0) return std::nullopt;
+  return get_double(json, a, where) / divisor;
+}
+
 void add_summary(LedgerRow& row, const Json& summary, const std::string& where) {
   constexpr double kMib = 1.0 / 0x1p20;
   const Copier from(row, summary, where);
@@ -164,6 +182,17 @@ void add_summary(LedgerRow& row, const Json& summary, const std::string& where) 
   from.integer("recaptures", "programs_bound_in_steps");
   from.integer("plan_rebuilds", "plans_made_in_steps");
   from.integer("allocs_after_warmup", "blocks_made_in_steps");
+  // On cuda a Program becomes a graph, and memory blocks are not all that is allocated.
+  from.integer("captures", "graphs_captured");
+  from.number("capture_ms", "capture_ms");
+  if (row.integer("recaptures").value_or(0) == 0)
+    from.integer("recaptures", "graphs_captured_in_steps");
+  from.integer("allocs_after_warmup", "device_allocations_in_steps");
+  from.integer("graph_breaks", "graph_breaks_in_steps");
+  from.number("autotune_ms", "gemm_timing_ms");
+  row.set("host_syncs_per_step",
+          ratio(summary, "device_syncs_in_steps", "counted_steps_of_process", where));
+  row.set("autotune_hit_rate", ratio(summary, "gemm_products_found", "gemm_products", where));
 }
 
 /// The first step from which on every step but stalls stays within 5 % of the median; empty when
