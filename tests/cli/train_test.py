@@ -157,6 +157,24 @@ class Train(Case):
                 self.assertEqual(self.checkpoint_names(), {"step_000000"})
             os.rename(self.dir / "runs", self.dir / f"runs-{len(options)}-{options[0][2:]}")
 
+    def test_a_signal_ends_eval(self):
+        self.assertEqual(self.train("--num-iterations", "1").returncode, 0)
+        made = self.run_tool("data", "synth", "long", "--train-tokens", "1000", "--val-tokens",
+                             "6000000")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        command = [common.BINARY, "eval", str(self.only_run()), "--data", "long", "--threads", "1",
+                   "--device-batch-size", "1"]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen(command, cwd=self.dir, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE, text=True)
+            time.sleep(1)
+            self.assertIsNone(process.poll())   # all of it takes far longer
+            process.send_signal(number)
+            stdout, stderr = process.communicate(timeout=120)
+            self.assertEqual((process.returncode, stdout), (130, ""), stderr)
+            self.assertIn("interrupted before the evaluation was done", stderr)
+            self.assertIn("--tokens", stderr)
+
     def test_an_interrupted_step_or_evaluation_is_taken_again(self):
         # Steps of 128 micro-steps, evaluations of 30 batches: almost every signal meets one.
         options = ["--total-batch-size", "32768", "--num-iterations", "6", "--eval-every", "2",

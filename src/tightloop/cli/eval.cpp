@@ -24,7 +24,7 @@ int run_eval(EvalFlags& flags) {
   if (flags.threads) set_thread_count(static_cast<int>(*flags.threads));
   flags.request.device = parse_device(flags.device);
   flags.request.checkpoint = find_checkpoint(flags.checkpoint);
-  const EvaluateResult r = evaluate_checkpoint(flags.request);
+  const EvaluateResult r = evaluate_checkpoint(flags.request, g_stop);
   const Evaluation& e = r.evaluation;
   if (flags.json) {
     OrderedJson json;

@@ -64,7 +64,7 @@ std::optional<Evaluation> evaluate(Executable& program,
   return e;
 }
 
-EvaluateResult evaluate_checkpoint(const EvaluateRequest& request) {
+EvaluateResult evaluate_checkpoint(const EvaluateRequest& request, const std::atomic<bool>& stop) {
   const NanochatConfig model = load_checkpoint_config(request.checkpoint);
   const Json state = load_checkpoint_state(request.checkpoint);
   const std::string where = request.checkpoint + "/state.json";
@@ -113,9 +113,12 @@ EvaluateResult evaluate_checkpoint(const EvaluateRequest& request) {
   init_rope_table(model, slots.host("rope_table"));
   slots.push("rope_table");
   Batch batch;
-  const std::atomic<bool> stop{false};
-  result.evaluation =
-      *evaluate(program, slots, documents, batches, tokenizer.byte_lengths(), batch, stop);
+  const std::optional<Evaluation> done =
+      evaluate(program, slots, documents, batches, tokenizer.byte_lengths(), batch, stop);
+  if (!done)
+    throw Error(ErrorKind::interrupted, "interrupted before the evaluation was done")
+        .with_hint("--tokens evaluates less: --tokens 1000000");
+  result.evaluation = *done;
   return result;
 }
 

@@ -54,7 +54,8 @@ struct EvaluateResult {
   Evaluation evaluation;
   std::string data;
 };
-/// Error{data} when tokenizer, data and checkpoint do not belong together.
-EvaluateResult evaluate_checkpoint(const EvaluateRequest& request);
+/// Error{data} when tokenizer, data and checkpoint do not belong together; Error{interrupted} when
+/// `stop` was set before the end.
+EvaluateResult evaluate_checkpoint(const EvaluateRequest& request, const std::atomic<bool>& stop);
 
 }  // namespace tightloop
