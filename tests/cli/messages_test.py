@@ -63,6 +63,9 @@ class Messages(Case):
         self.fails(3, "check", "nope", says=["'nope' is no parity case", "no such folder"],
                    hint="tightloop check tests/golden")
         self.fails(3, "check", self.data, says=["case.json"], hint="tightloop check tests/golden")
+        (self.dir / "case.json").write_text('{"model": "other"}')
+        self.fails(2, "check", self.dir, says=["'other' cannot be checked"],
+                   hint="tightloop check tests/golden")
         self.fails(2, "data", "fetch", says=["what is required"],
                    hint="Example: tightloop data fetch fineweb10b")
         self.fails(2, "data", "fetch", "foo", says=["'foo'", "expected fineweb10b"],
@@ -182,14 +185,17 @@ class Messages(Case):
         self.fails(3, "tokenizer", "encode", "nope", says=["nope"], hint="tokenizer train")
         self.fails(2, "train", "--depth", "three", says=["--depth: 'three' is not a whole number"],
                    hint="--depth layers: ")
+        self.fails(2, "tokenizer", "decode", self.data, self.ids("5 99999"),
+                   says=["token 99999 is outside"], hint="ids are 0 to ")
         self.fails(2, "train", "--warmdown-ratio", "1.5", says=["--warmdown-ratio", "0 to 1"])
-        self.fails(2, "train", "--window-pattern", "XL", "--data", self.data, says=["S (short)"])
+        self.fails(2, "train", "--window-pattern", "XL", "--data", self.data, says=["S (short)"],
+                   hint="SSSL")
         self.fails(2, "train", "--data", self.data, *TINY, "--total-batch-size", "500",
                    "--num-iterations", "2", says=["500", "448", "512"])
         self.fails(2, "train", "--data", self.data, *TINY, "--total-batch-size", "10",
                    "--num-iterations", "2", hint="64")
         self.fails(2, "train", "--data", self.data, *TINY, "--head-dim", "15",
-                   says=["head size 15 is odd", "14 and 16"])
+                   says=["head size 15 is odd", "14 and 16"], hint="--head-dim 16")
         self.fails(2, "train", "--data", self.data, *TINY, "--aspect-ratio", "8", "--head-dim", "8",
                    says=["width 8 is too small"])
         self.fails(2, "train", "--data", self.data, *TINY, "--max-seq-len", "9000",
@@ -198,7 +204,7 @@ class Messages(Case):
         self.fails(2, "train", "--data", self.data, *TINY, "--num-iterations", "0",
                    says=["--num-iterations"])
         self.fails(2, "train", "--data", self.data, *TINY, "--target-metric", "accuracy",
-                   "--num-iterations", "1", says=["accuracy", "val_bpb"])
+                   "--num-iterations", "1", says=["accuracy", "val_bpb"], hint="--target-metric val_loss")
 
     def test_interval_of_no_steps(self):
         for name, off in [("eval", "never"), ("sample", "only at the end"),
@@ -216,7 +222,7 @@ class Messages(Case):
 
     def test_toml(self):
         (self.dir / "bad.toml").write_text("[model]\ndepth = = 3\n")
-        self.fails(2, "train", "-c", "bad.toml", says=["bad.toml:2"])
+        self.fails(2, "train", "-c", "bad.toml", says=["bad.toml:2"], hint="tightloop config show")
         (self.dir / "unknown.toml").write_text("[model]\ndepht = 3\n")
         self.fails(2, "train", "-c", "unknown.toml", says=["model.depht", "unknown.toml:2"],
                    hint="model.depth")
@@ -230,6 +236,10 @@ class Messages(Case):
         (self.dir / "large.toml").write_text("#" * (2 << 20))
         self.fails(2, "train", "-c", "large.toml", says=["large.toml"])
 
+    def ids(self, text):
+        (self.dir / "ids.txt").write_text(text)
+        return self.dir / "ids.txt"
+
     def shards(self):
         folder = self.dir / "data"
         subprocess.run(["cp", "-r", self.data, folder], check=True)
@@ -241,11 +251,13 @@ class Messages(Case):
         train = next(folder.glob("train*.bin"))
         good = train.read_bytes()
         train.write_bytes(good[:-10])
-        self.fails(2, "train", "--data", folder, *TINY, says=[train.name])
+        self.fails(2, "train", "--data", folder, *TINY, says=[train.name],
+                   hint="tightloop data tokenize")
         train.write_bytes(b"PK\x03\x04" + good[4:])
         self.fails(2, "train", "--data", folder, *TINY, says=[train.name, "magic"])
         train.write_bytes(good[:1024 + 20] + struct.pack("<H", 60000) + good[1024 + 22:])
-        self.fails(2, "train", "--data", folder, *TINY, says=[train.name, "60000"])
+        self.fails(2, "train", "--data", folder, *TINY, says=[train.name, "60000"],
+                   hint="use the tokenizer")
 
     def test_tokenizer(self):
         folder = self.shards()
@@ -351,7 +363,7 @@ class Messages(Case):
                             ("--threads", "0"), ("--max-tokens", "0")]:
             self.fails(2, "generate", run, flag, value, says=[flag])
         self.fails(2, "generate", run, "--dtype", "f16", says=["f16", "bf16"])
-        self.fails(2, "generate", run, "--prompt", "zzzz", says=["zzzz"])
+        self.fails(2, "generate", run, "--prompt", "zzzz", says=["zzzz"], hint="without --prompt")
         self.fails(2, "eval", run, "--device-batch-size", "0", says=["--device-batch-size"])
         self.fails(2, "eval", run, "--tokens", "0", says=["--tokens"])
         self.fails(2, "bench", "train", "--steps", "0", says=["--steps"])

@@ -34,7 +34,11 @@ int run_generate(GenerateFlags& flags) {
   const std::optional<int32_t> bos = tokenizer.bos_id();
   std::vector<int32_t> prompt;
   if (bos) prompt.push_back(*bos);
-  tokenizer.encode_append(flags.prompt, SpecialTokens::as_text, prompt);
+  try {
+    tokenizer.encode_append(flags.prompt, SpecialTokens::as_text, prompt);
+  } catch (Error& e) {
+    throw e.with_hint("use words of the training text; without --prompt a new document begins");
+  }
   if (prompt.empty()) fail(ErrorKind::usage, "--prompt is empty and the tokenizer has no BOS");
   const auto needed = static_cast<int64_t>(prompt.size()) + flags.options.max_tokens;
   if (needed > config.sequence_len && !flags.json)

@@ -145,7 +145,10 @@ int run_decode(const CodeFlags& flags) {
           .with_hint("whole numbers with blanks between, as `tightloop tokenizer encode` prints");
     }
     if (id < 0 || id >= tokenizer.vocab_size())
-      fail(ErrorKind::data, "token {} is outside the vocabulary of {}", id, tokenizer.vocab_size());
+      throw Error(ErrorKind::data, fmt::format("token {} is outside the vocabulary of {}", id,
+                                               tokenizer.vocab_size()))
+          .with_hint(fmt::format("ids are 0 to {}; decode with the tokenizer that encoded the text",
+                                 tokenizer.vocab_size() - 1));
     ids.push_back(static_cast<int32_t>(id));
   }
   const std::string text = tokenizer.decode(ids);

@@ -39,6 +39,14 @@ uint32_t scan_max(const T* tokens, int64_t count) {
   return *std::max_element(most.begin(), most.end());
 }
 
+template <typename... Args>
+[[noreturn]] void refuse_header(fmt::format_string<Args...> text, Args&&... args) {
+  throw Error(ErrorKind::data, fmt::format(text, std::forward<Args>(args)...))
+      .with_hint(
+          "make the shard again with `tightloop data tokenize` or `tightloop data synth`, or "
+          "download it again with `tightloop data fetch`");
+}
+
 /// The files that one part of a data set spec names.
 std::vector<std::string> expand(const std::string& part) {
   std::vector<std::string> files;
@@ -79,8 +87,8 @@ ShardHeader parse_shard_header(std::span<const uint8_t> bytes,
                                int64_t file_bytes,
                                const std::string& name) {
   if (static_cast<int64_t>(bytes.size()) < kShardHeaderBytes || file_bytes < kShardHeaderBytes)
-    fail(ErrorKind::data, "{}: file has {} bytes, a token shard has a header of {}", name,
-         file_bytes, kShardHeaderBytes);
+    refuse_header("{}: file has {} bytes, a token shard has a header of {}", name, file_bytes,
+                  kShardHeaderBytes);
   const int32_t magic = read_i32(bytes.data());
   const int32_t version = read_i32(bytes.data() + 4);
   const int32_t count = read_i32(bytes.data() + 8);
@@ -93,21 +101,19 @@ ShardHeader parse_shard_header(std::span<const uint8_t> bytes,
     header.token_bytes = 4;
     expected_version = 7;
   } else {
-    fail(ErrorKind::data,
-         "{}: magic at byte 0 is {}, expected {} (uint16) or {} (uint32): no token shard", name,
-         magic, kShardMagicU16, kShardMagicU32);
+    refuse_header("{}: magic at byte 0 is {}, expected {} (uint16) or {} (uint32): no token shard",
+                  name, magic, kShardMagicU16, kShardMagicU32);
   }
   if (version != expected_version)
-    fail(ErrorKind::data, "{}: version at byte 4 is {}, expected {} for magic {}", name, version,
-         expected_version, magic);
-  if (count < 0) fail(ErrorKind::data, "{}: token count at byte 8 is {}, negative", name, count);
+    refuse_header("{}: version at byte 4 is {}, expected {} for magic {}", name, version,
+                  expected_version, magic);
+  if (count < 0) refuse_header("{}: token count at byte 8 is {}, negative", name, count);
   header.count = count;
   const int64_t expected_bytes = kShardHeaderBytes + header.count * header.token_bytes;
   if (file_bytes != expected_bytes)
-    fail(ErrorKind::data,
-         "{}: file has {} bytes, {} tokens of {} bytes (count at byte 8) need {}: {}", name,
-         file_bytes, count, header.token_bytes, expected_bytes,
-         file_bytes < expected_bytes ? "truncated" : "surplus bytes at the end");
+    refuse_header("{}: file has {} bytes, {} tokens of {} bytes (count at byte 8) need {}: {}",
+                  name, file_bytes, count, header.token_bytes, expected_bytes,
+                  file_bytes < expected_bytes ? "truncated" : "surplus bytes at the end");
   return header;
 }
 

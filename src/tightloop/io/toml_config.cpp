@@ -32,8 +32,10 @@ template <typename... Args>
                           Place place,
                           fmt::format_string<Args...> text,
                           Args&&... args) {
-  fail(ErrorKind::data, "{}:{}:{}: {}", name, place.line, place.column,
-       fmt::format(text, std::forward<Args>(args)...));
+  throw Error(ErrorKind::data, fmt::format("{}:{}:{}: {}", name, place.line, place.column,
+                                           fmt::format(text, std::forward<Args>(args)...)))
+      .with_hint(
+          "a setting is `[model]`, and below it `depth = 4`; `tightloop config show` lists all");
 }
 
 std::optional<ConfigScalar> scalar_of(const toml::node& node) {

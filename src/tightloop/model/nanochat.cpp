@@ -57,24 +57,31 @@ void NanochatConfig::check() const {
     int64_t below = n_head, above = n_head;
     while (below > 1 && n_embd % below != 0) --below;
     while (above < n_embd && n_embd % above != 0) ++above;
-    fail(ErrorKind::usage,
-         "width {} is not divisible by {} heads: the nearest head counts are {} and {}", n_embd,
-         n_head, below, above);
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("width {} is not divisible by {} heads: the nearest head counts are {} and {}",
+                    n_embd, n_head, below, above))
+        .with_hint(fmt::format("`--head-dim {}` gives {} heads", n_embd / below, below));
   }
   if (n_head % n_kv_head != 0)
     fail(ErrorKind::usage, "{} query heads are not a multiple of {} key/value heads", n_head,
          n_kv_head);
   if (head_dim() % 2 != 0)
-    fail(ErrorKind::usage,
-         "head size {} is odd, rotary positions need an even one: the nearest are {} and {}",
-         head_dim(), head_dim() - 1, head_dim() + 1);
+    throw Error(
+        ErrorKind::usage,
+        fmt::format(
+            "head size {} is odd, rotary positions need an even one: the nearest are {} and {}",
+            head_dim(), head_dim() - 1, head_dim() + 1))
+        .with_hint(fmt::format("`--head-dim {}`", head_dim() + 1));
   const int64_t needed = newer(*this) ? kSmearChannels : gate_channels();
   if (n_embd < needed)
     fail(ErrorKind::usage, "width {} is too small: the gates read the first {} channels", n_embd,
          needed);
   if (window_pattern.empty() || window_pattern.find_first_not_of("SL") != std::string::npos)
-    fail(ErrorKind::usage, "--window-pattern '{}' must be a string of S (short) and L (long)",
-         window_pattern);
+    throw Error(ErrorKind::usage,
+                fmt::format("--window-pattern '{}' must be a string of S (short) and L (long)",
+                            window_pattern))
+        .with_hint("`--window-pattern SSSL`, or L for the whole sequence in every layer");
 }
 
 NanochatConfig nanochat_from_depth(Recipe recipe,

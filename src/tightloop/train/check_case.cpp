@@ -87,8 +87,10 @@ std::string case_kind(const std::string& folder) {
   const std::string path = in(folder, "case.json");
   const std::string kind = get_string(read_json(path), "model", path);
   if (kind != "nanochat" && kind != "bpe")
-    fail(ErrorKind::unsupported, "{}: model '{}' cannot be checked yet; nanochat and bpe can", path,
-         kind);
+    throw Error(
+        ErrorKind::unsupported,
+        fmt::format("{}: model '{}' cannot be checked yet; nanochat and bpe can", path, kind))
+        .with_hint("`tightloop check tests/golden/*` runs the ones of the source tree");
   return kind;
 }
 

@@ -116,8 +116,9 @@ void Trainer::Impl::resolve() {
   plan.rates = d.rates;
   plan.target_ratio = d.param_data_ratio;
   if (config.target_metric != "val_bpb" && config.target_metric != "val_loss")
-    fail(ErrorKind::usage, "--target-metric '{}' must be val_bpb or val_loss",
-         config.target_metric);
+    throw Error(ErrorKind::usage, fmt::format("--target-metric '{}' must be val_bpb or val_loss",
+                                              config.target_metric))
+        .with_hint("`--target-metric val_bpb`, bits per byte, or `--target-metric val_loss`");
 
   // Validation: whole micro-batches, at most once over the validation tokens.
   const int64_t micro_tokens = config.device_batch_size * config.max_seq_len;

@@ -75,9 +75,13 @@ void DocumentStream::index_shard() {
       for (int64_t i = 0; i < n; ++i) {
         const int32_t token = block[static_cast<size_t>(i)];
         if (static_cast<uint32_t>(token) >= static_cast<uint64_t>(options_.vocab_size))
-          fail(ErrorKind::data, "{}: token {} (byte {}) is {}, but the vocabulary has {} entries",
-               shard.path(), begin + i, kShardHeaderBytes + (begin + i) * shard.token_bytes(),
-               static_cast<uint32_t>(token), options_.vocab_size);
+          throw Error(ErrorKind::data,
+                      fmt::format("{}: token {} (byte {}) is {}, but the vocabulary has {} entries",
+                                  shard.path(), begin + i,
+                                  kShardHeaderBytes + (begin + i) * shard.token_bytes(),
+                                  static_cast<uint32_t>(token), options_.vocab_size))
+              .with_hint(
+                  "use the tokenizer that the shards were made with, or tokenize the text again");
         if (token == options_.bos) starts_.push_back(begin + i);
       }
     }
