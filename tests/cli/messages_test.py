@@ -130,6 +130,20 @@ class Messages(Case):
         self.fails(2, "data", "synth", "s", "--train-tokens", "0",
                    says=["0 training and 262144 validation tokens: expected at least 1 of each"])
 
+    def test_shards_without_a_tokenizer(self):
+        # What is wrong with the shard comes before the tokenizer that is not there.
+        shard = self.dir / "train.bin"
+        good = next(self.data.glob("train*.bin")).read_bytes()
+        for content, says in [(b"PK\3\4\0\0", "file has 6 bytes"), (b"PK\3\4" * 300, "magic"),
+                              (good[:-10], "truncated")]:
+            shard.write_bytes(content)
+            for more in [], ["--tokenizer", self.data]:
+                shown = self.fails(2, "data", "inspect", shard, *more, says=[says],
+                                   hint="tightloop data tokenize")
+                self.assertNotIn("without the tokenizer", shown.stderr)
+        shard.write_bytes(good)
+        self.fails(3, "data", "inspect", shard, says=["without the tokenizer"], hint="--tokenizer")
+
     def test_presets_are_explained(self):
         shown = self.run_tool("train", "--help").stdout
         self.assertRegex(shown, r"\n +quick: .*layers.*steps")

@@ -113,6 +113,7 @@ std::pair<Tokenizer, int32_t> tokenizer_of(const std::string& spec,
   std::string beside = spec;
   if (!std::filesystem::is_directory(beside))
     beside = std::filesystem::absolute(paths[0]).parent_path().string();
+  for (const std::string& path : paths) TokenShard{path};  // refused before a tokenizer is missed
   try {
     Tokenizer tokenizer = Tokenizer::load(given.empty() ? beside : given);
     const std::optional<int32_t> bos = tokenizer.bos_id();
