@@ -144,6 +144,18 @@ class Messages(Case):
         shard.write_bytes(good)
         self.fails(3, "data", "inspect", shard, says=["without the tokenizer"], hint="--tokenizer")
 
+    def test_help_in_plain_words(self):
+        for command in ["generate"], ["eval"], ["data", "fetch"], ["data", "rows"]:
+            shown = self.run_tool(*command, "--help").stdout
+            self.assertNotRegex(shown, r":\w+ in \[|\[required\]")
+        self.assertRegex(self.run_tool("generate", "--help").stdout, r"--max-tokens tokens ")
+        self.assertRegex(self.run_tool("data", "fetch", "--help").stdout, r"--output \w+ REQUIRED")
+
+    def test_names_with_words_more_or_fewer(self):
+        self.fails(2, "eval", "x", "--eval-tokens", "5", says=["'--eval-tokens'"], hint="'--tokens'")
+        self.fails(2, "data", "synth", "x", "--tokens", "5", says=["'--tokens'"],
+                   hint="'--train-tokens'")
+
     def test_presets_are_explained(self):
         shown = self.run_tool("train", "--help").stdout
         self.assertRegex(shown, r"\n +quick: .*layers.*steps")
@@ -538,6 +550,8 @@ class Messages(Case):
         place = "/sys/runs" if os.geteuid() == 0 else closed / "runs"
         self.fails(3, "train", "--data", self.data, *TINY, "--num-iterations", "1", "--run-dir",
                    place, says=["cannot make a run folder", "runs"], hint="ls -ld")
+        # The nearest folder that is there.
+        self.fails(3, "train", "-c", self.dir / "no/such/a.toml", hint=f"`ls -l {self.dir}`")
         self.fails(3, "data", "synth", place, says=["runs"], hint="ls -ld")
         text = self.dir / "text.txt"
         text.write_text("the cat sat. " * 500)

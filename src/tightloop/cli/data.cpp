@@ -366,9 +366,11 @@ void add_data(CLI::App& app, Runner& runner) {
   auto* rows = data->add_subcommand("rows", "the rows that train reads, for another trainer");
   auto rows_flags = std::make_shared<RowsFlags>();
   rows->add_option("path", rows_flags->path, "the --data of train")->required();
-  rows->add_option("-o,--output", rows_flags->output, "token shard to write; required");
+  rows->add_option("-o,--output", rows_flags->output, "token shard to write")
+      ->type_name("FILE REQUIRED");
   rows->add_option("--rows", rows_flags->rows,
-                   "how many; a step of train reads total-batch-size / max-seq-len [required]");
+                   "how many; a step of train reads total-batch-size / max-seq-len")
+      ->type_name("INT REQUIRED");
   rows->add_option("--max-seq-len", rows_flags->max_seq_len,
                    "T: a row is T + 1 tokens, T inputs and the target after each [2048]");
   rows->add_option("--data-seed", rows_flags->data_seed, "that of train");
@@ -385,7 +387,8 @@ void add_data(CLI::App& app, Runner& runner) {
       ->add_option("what", fetch_flags->what,
                    "fineweb10b, or a file of lines: URL [bytes] [sha256] [name]")
       ->required();
-  fetch->add_option("-o,--output", fetch_flags->folder, "folder to download to; required");
+  fetch->add_option("-o,--output", fetch_flags->folder, "folder to download to")
+      ->type_name("DIR REQUIRED");
   fetch->add_option("--shards", fetch_flags->shards, "training shards of fineweb10b, 1 to 103 [1]");
   fetch->add_flag("--json", fetch_flags->json, "one JSON object on stdout");
   fetch->footer("Example: tightloop data fetch fineweb10b -o fineweb10b --shards 8");

@@ -51,15 +51,23 @@ int run_eval(EvalFlags& flags) {
 void add_eval(CLI::App& app, Runner& runner) {
   auto* command = app.add_subcommand("eval", "loss and bits per byte of a checkpoint");
   auto flags = std::make_shared<EvalFlags>();
-  command->add_option("checkpoint", flags->checkpoint, "run folder or checkpoint")->required();
-  command->add_option("--data", flags->request.data,
-                      "folder with shards; not given: the data the run was trained on");
+  command->add_option("checkpoint", flags->checkpoint, "run folder or checkpoint")
+      ->type_name("DIR")
+      ->required();
+  command
+      ->add_option("--data", flags->request.data,
+                   "folder with shards; not given: the data the run was trained on")
+      ->type_name("DIR");
   command->add_option("--tokens", flags->request.tokens, "at most [all validation tokens]")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 52));
+      ->type_name("tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 52).description(""));
   command->add_option("--device-batch-size", flags->request.batch, "sequences at once [8]")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+      ->type_name("sequences")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--device", flags->device, "cpu, cuda, or ref (float64 reference) [cpu]");
-  command->add_option("--threads", flags->threads, "CPU threads")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", flags->threads, "CPU threads")
+      ->type_name("INT")
+      ->check(CLI::Range(1, 4096).description(""));
   command->add_flag("--json", flags->json, "one JSON object on stdout");
   command->footer("Example: tightloop eval runs/20260101-quick-abc123");
   command->allow_extras();

@@ -97,17 +97,22 @@ void add_generate(CLI::App& app, Runner& runner) {
   auto* command = app.add_subcommand("generate", "text from a checkpoint, streamed");
   auto flags = std::make_shared<GenerateFlags>();
   SamplingOptions& sampling = flags->options.sampling;
-  command->add_option("checkpoint", flags->checkpoint, "run folder or checkpoint")->required();
+  command->add_option("checkpoint", flags->checkpoint, "run folder or checkpoint")
+      ->type_name("DIR")
+      ->required();
   command->add_option("-p,--prompt", flags->prompt, "text to continue; empty: a new document");
   command->add_option("-n,--max-tokens", flags->options.max_tokens, "tokens at most [128]")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+      ->type_name("tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24).description(""));
   command->add_option("--temperature", sampling.temperature, "0: always the most likely [1]");
   command->add_option("--top-k", sampling.top_k, "keep the k most likely; 0: all [0]");
   command->add_option("--top-p", sampling.top_p, "keep the fewest that hold this share [1]");
   command->add_option("--min-p", sampling.min_p, "keep those this likely against the best [0]");
   command->add_option("--seed", sampling.seed, "of the draws [0]");
   command->add_option("--dtype", flags->dtype, "storage of the weights: bf16 or f32 [bf16]");
-  command->add_option("--threads", flags->threads, "CPU threads")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", flags->threads, "CPU threads")
+      ->type_name("INT")
+      ->check(CLI::Range(1, 4096).description(""));
   command->add_flag_callback(
       "--no-stop", [flags] { flags->options.stop_at_eos = false; },
       "go on after the end of a document");

@@ -86,6 +86,13 @@ constexpr NotYet kNotYet[]{
      "`tightloop bench train --compare REWRITE`, which times a rewrite on and off"},
 };
 
+/// Whether `longer` is `shorter` with words before or after it: --train-tokens and --tokens.
+bool has_words_of(std::string_view longer, std::string_view shorter) {
+  if (!longer.starts_with("--") || !shorter.starts_with("--")) return false;
+  const std::string words(shorter.substr(2));
+  return longer.ends_with("-" + words) || longer.starts_with("--" + words + "-");
+}
+
 /// A word where a command should be, or an argument or flag that the command does not have.
 Error unknown_argument(const CLI::App& command, const std::string& name, std::string word) {
   word = word.substr(0, word.find('='));
@@ -110,7 +117,10 @@ Error unknown_argument(const CLI::App& command, const std::string& name, std::st
       return Error(ErrorKind::usage, fmt::format("unexpected argument '{}' for '{}'", word, name))
           .with_hint(help + " says what it takes");
   }
-  const std::string near = nearest_name(word, known);
+  std::string near = nearest_name(word, known);
+  for (const std::string& flag : known) {
+    if (near.empty() && (has_words_of(word, flag) || has_words_of(flag, word))) near = flag;
+  }
   return Error(ErrorKind::usage, is_flag ? fmt::format("unknown flag '{}' for '{}'", word, name)
                                          : fmt::format("'{}' is no command of {}", word, name))
       .with_hint(near.empty() ? help + " lists them" : fmt::format("did you mean '{}'?", near));

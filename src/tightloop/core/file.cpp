@@ -25,10 +25,13 @@ FileDescriptor open_regular(const std::string& path, int64_t& size) {
   return file;
 }
 
+/// The nearest folder above `path` that exists.
 std::string parent_of(const std::string& path) {
   const size_t slash = path.find_last_of('/');
   if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
+  if (slash == 0) return "/";
+  const std::string parent = path.substr(0, slash);
+  return ::access(parent.c_str(), F_OK) == 0 ? parent : parent_of(parent);
 }
 
 }  // namespace
