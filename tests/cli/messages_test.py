@@ -156,6 +156,14 @@ class Messages(Case):
         self.fails(2, "data", "synth", "x", "--tokens", "5", says=["'--tokens'"],
                    hint="'--train-tokens'")
 
+    def test_target_without_evaluations(self):
+        train = ["train", "--data", self.data, *TINY, "--num-iterations", "2", "--eval-every", "-1",
+                 "--target-threshold"]
+        self.fails(2, *train, "0.5", says=["--target-threshold", "--eval-every -1"],
+                   hint="--eval-every 100")
+        done = self.run_tool(*train, "0.5", "--eval-window", "1:2:1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_presets_are_explained(self):
         shown = self.run_tool("train", "--help").stdout
         self.assertRegex(shown, r"\n +quick: .*layers.*steps")

@@ -208,6 +208,14 @@ class TrainView : public TrainObserver {
   Clock::time_point shown_{};
 };
 
+/// A target is looked for in evaluations only.
+void expect_evaluations(const TrainConfig& config) {
+  if (!config.target_threshold || config.eval_every != -1 || config.eval_window) return;
+  throw Error(ErrorKind::usage,
+              "--target-threshold can never be met with --eval-every -1, which never evaluates")
+      .with_hint("evaluate, as with `--eval-every 100`, or leave out --target-threshold");
+}
+
 /// A cell of an experiment must not outlive the lab that measures it.
 void end_with_parent(int64_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -233,6 +241,7 @@ void add_train(CLI::App& app, Runner& runner) {
       flags->resolve();
       std::optional<Trainer> trainer;
       try {
+        expect_evaluations(flags->config);
         trainer.emplace(flags->config, flags->options);
       } catch (const Error& error) {
         record_failure(flags->config, error);
