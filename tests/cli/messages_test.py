@@ -164,6 +164,23 @@ class Messages(Case):
         done = self.run_tool(*train, "0.5", "--eval-window", "1:2:1")
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    def test_bench_refuses_what_it_does_not_use(self):
+        for command in ["train"], ["ops"]:
+            shown = self.run_tool("bench", *command, "--help").stdout
+            for flag in ["--eval-every", "--save-initial", "--run-dir", "--data", "--matrix-lr",
+                         "--resume", "--num-iterations"]:
+                self.assertNotRegex(shown, rf" {flag}\b")
+            for flag in ["--depth", "--window-pattern", "--device-batch-size", "--total-batch-size",
+                         "--dtype", "--device", "--threads", "--seed", "--recipe", "--chunked-ce"]:
+                self.assertRegex(shown, rf" {flag}\b")
+            for given, flag in [(["--eval-every", "5"], "--eval-every"),
+                                (["--save-initial"], "--save-initial"),
+                                (["--resume", "runs/x"], "--resume"),
+                                (["--set", "optim.matrix_lr=0.1"], "--matrix-lr")]:
+                self.fails(2, "bench", *command, *given,
+                           says=[f"{flag} is not for `tightloop bench {command[0]}`"],
+                           hint="--help")
+
     def test_presets_are_explained(self):
         shown = self.run_tool("train", "--help").stdout
         self.assertRegex(shown, r"\n +quick: .*layers.*steps")

@@ -16,6 +16,7 @@
 #include "tightloop/core/threads.h"
 #include "tightloop/engine/ceilings.h"
 #include "tightloop/io/host_info.h"
+#include "tightloop/io/toml_config.h"
 #include "tightloop/ops/common/gemm.h"
 #include "tightloop/optim/optimizer.h"
 #include "tightloop/train/gemm_cache.h"
@@ -673,7 +674,34 @@ int bench_ops(const TrainConfig& config, const BenchFlags& flags) {
   return kDone;
 }
 
+/// Whether an option of `train` changes what is timed. The rest is of data, evaluations,
+/// checkpoints and run folders, and values of hyperparameters.
+bool bench_uses(const OptionSpec& spec) {
+  if (spec.group == "Model" || spec.group == "Rewrites") return true;
+  for (const char* flag : {"device-batch-size", "total-batch-size", "seed", "device", "dtype",
+                           "arch", "debug-sync", "threads"}) {
+    if (spec.flag == flag) return true;
+  }
+  return false;
+}
+
+/// Error{usage} when a flag or --set has no effect here. Presets and files may have such settings.
+void refuse_unused(const TrainFlags& train, std::string_view command) {
+  std::vector<std::string> given;
+  for (const auto& [flag, value] : train.sources.flags) given.push_back(flag);
+  for (const std::string& setting : train.sources.settings)
+    given.push_back(parse_setting(setting).key);
+  for (const std::string& name : given) {
+    const OptionSpec* spec = train.options.find(name);
+    if (spec == nullptr || bench_uses(*spec)) continue;
+    throw Error(ErrorKind::usage,
+                fmt::format("--{} is not for `{}`: it changes nothing there", spec->flag, command))
+        .with_hint(fmt::format("leave it out; `{} --help` lists what is timed", command));
+  }
+}
+
 int run_bench(TrainFlags& train, const BenchFlags& flags, bool ops) {
+  refuse_unused(train, ops ? "tightloop bench ops" : "tightloop bench train");
   train.resolve();
   const TrainConfig& config = train.config;
   if (flags.steps < 1) fail(ErrorKind::usage, "--steps {} must be at least 1", flags.steps);
@@ -684,7 +712,13 @@ int run_bench(TrainFlags& train, const BenchFlags& flags, bool ops) {
   return flags.compare.empty() ? bench_steps(config, flags) : bench_compare(config, flags);
 }
 
-void add_shared(CLI::App& command, BenchFlags& flags, std::string_view example) {
+void add_shared(CLI::App& command,
+                const TrainFlags& train,
+                BenchFlags& flags,
+                std::string_view example) {
+  for (const OptionSpec& spec : train.options.all()) {
+    if (!bench_uses(spec)) command.get_option("--" + spec.flag)->group("");
+  }
   command.add_option("--steps", flags.steps, "timed repetitions [10]");
   command.add_option("--vocab", flags.vocab, "vocabulary of the random tokens [32768]");
   command.add_flag("--json", flags.json, "JSON lines on stdout, one per figure");
@@ -704,7 +738,7 @@ void add_bench(CLI::App& app, Runner& runner) {
   auto* train = bench->add_subcommand("train", "time whole steps: forward, backward, optimizer");
   auto train_flags = std::make_shared<TrainFlags>(*train);
   auto flags = std::make_shared<BenchFlags>();
-  add_shared(*train, *flags,
+  add_shared(*train, *train_flags, *flags,
              "tightloop bench train --depth 12 --max-seq-len 1024 --device-batch-size 1 "
              "--steps 5");
   train->add_option("--top", flags->top, "rows in the table of ops [12]");
@@ -720,7 +754,7 @@ void add_bench(CLI::App& app, Runner& runner) {
   auto ops_train_flags = std::make_shared<TrainFlags>(*ops);
   auto ops_flags = std::make_shared<BenchFlags>();
   ops->add_option("op", ops_flags->ops, "only these operations")->type_name("OP");
-  add_shared(*ops, *ops_flags,
+  add_shared(*ops, *ops_train_flags, *ops_flags,
              "tightloop bench ops linear --depth 12 --max-seq-len 1024 --device-batch-size 1");
   ops->callback([ops_train_flags, ops_flags, &runner] {
     runner = [ops_train_flags, ops_flags] { return run_bench(*ops_train_flags, *ops_flags, true); };
