@@ -1,13 +1,25 @@
-"""Training runs that last: records, resume to the bit, kill -9, interrupts, generate and eval."""
+"""Training runs that last: records, resume to the bit, kill -9, interrupts, generate and eval.
+
+With --kills N only the test of random kills runs, with N SIGKILLs.
+"""
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import unittest
 
+KILLS = None
+if "--kills" in sys.argv:
+    at = sys.argv.index("--kills")
+    KILLS = int(sys.argv[at + 1])
+    del sys.argv[at:at + 2]
+
 import common
-from common import Case, TINY, losses, weights
+from common import Case, TINY, evaluations, losses, weights
 
 
 class Train(Case):
@@ -117,6 +129,53 @@ class Train(Case):
         if not (run / "summary.json").exists():
             self.assertEqual(self.run_tool("train", "--resume", run).returncode, 0)
         self.assertEqual(expected, (losses(run), weights(run, 60)))
+
+    def kill_at_random(self, kills, seed):
+        command = [common.BINARY, "train", "--data", str(self.data), *TINY, "--threads", "1",
+                   "--num-iterations", "120", "--eval-every", "8", "--save-every", "20"]
+        env = dict(os.environ, TL_HOME=str(self.home / "tl"))
+        start = lambda args: subprocess.Popen(args, cwd=self.dir, env=env, text=True,
+                                              stderr=subprocess.PIPE)
+
+        def finished(process):   # the bits of a run that got through, which then makes room
+            _, stderr = process.communicate(timeout=300)
+            self.assertEqual(process.returncode, 0, stderr)
+            run = self.only_run()
+            self.assertEqual(self.summary(run)["status"], "ok")
+            bits = losses(run), evaluations(run), weights(run, 120)
+            shutil.rmtree(self.dir / "runs")
+            return bits
+
+        began = time.monotonic()
+        expected = finished(start(command))
+        longest = (time.monotonic() - began) / 3
+        generator, moments, resumed, runs = random.Random(seed), [], 0, 0
+        process = start(command)
+        while len(moments) < kills:
+            wait = generator.uniform(0, longest)
+            try:
+                process.wait(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            if process.wait() == -signal.SIGKILL:
+                process.stderr.close()
+                moments.append(round(wait, 3))
+                if any(self.dir.glob("runs/*/checkpoints/step_??????")):
+                    resumed += 1
+                    process = start([common.BINARY, "train", "--resume", str(self.only_run())])
+                    continue
+                shutil.rmtree(self.dir / "runs", ignore_errors=True)   # nothing to resume yet
+            else:
+                self.assertEqual(expected, finished(process), (seed, moments))
+                runs += 1
+            process = start(command)
+        self.assertEqual(expected, finished(process), (seed, moments))
+        print(f"seed {seed}: killed after {moments} s; {resumed} resumed, {runs + 1} runs finished")
+        self.assertEqual(len(moments), kills)
+        self.assertGreater(resumed, 0)
+
+    def test_kill_9_at_random_moments_and_resume_give_the_same_bits(self):
+        self.kill_at_random(KILLS or 8, 11)
 
     def test_sigterm_ends_with_a_checkpoint(self):
         env = dict(os.environ, TL_HOME=str(self.home / "tl"))
@@ -243,4 +302,7 @@ class Train(Case):
 
 
 if __name__ == "__main__":
+    if KILLS:
+        unittest.main(verbosity=2, argv=[sys.argv[0], "Train.test_kill_9_at_random_moments_and_"
+                                         "resume_give_the_same_bits"])
     unittest.main(verbosity=2)
