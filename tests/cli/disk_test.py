@@ -1,6 +1,8 @@
 """Full disks: the run ends with a message, what was complete stays usable, and once there is room the
 run goes on to the same bits."""
+import itertools
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -12,6 +14,35 @@ from common import Case, TINY, losses, weights
 
 STEPS = 60
 RUN = ["--num-iterations", str(STEPS), "--eval-every", "10", "--save-every", "5"]
+
+# A disk that fills up at write $ROOM of the process: half of that one fits, of later ones nothing.
+# Nothing is synced, which would take most of the time.
+FILLS_UP = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+ssize_t write(int fd, const void* data, size_t bytes) {
+  static long calls;
+  const char* room = getenv("ROOM");
+  struct stat info;
+  if (room && fstat(fd, &info) == 0 && S_ISREG(info.st_mode)) {
+    const long call = __sync_fetch_and_add(&calls, 1);
+    if (call == atol(room)) bytes /= 2;
+    if (call > atol(room)) {
+      errno = ENOSPC;
+      return -1;
+    }
+  }
+  return syscall(SYS_write, fd, data, bytes);
+}
+int fsync(int fd) {
+  (void)fd;
+  return 0;
+}
+"""
 
 
 class Disk(Case):
@@ -86,6 +117,49 @@ class Disk(Case):
     def test_a_checkpoint_cannot_be_written(self):
         self.limited(20000, r"model\.safetensors", "File too large", "ulimit -f")
         self.assertIn(",io_error\n", (self.dir / "runs/results.csv").read_text())
+
+    def test_a_disk_that_fills_up_at_any_write(self):
+        compiler = shutil.which("cc")
+        if compiler is None:
+            self.skipTest("no C compiler")
+        shim = self.dir / "shim.so"
+        subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-o", shim, "-"], text=True,
+                       input=FILLS_UP, check=True)
+
+        def train(*args, **room):
+            env = dict(os.environ, LD_PRELOAD=str(shim), TL_HOME=str(self.home / "tl"), **room)
+            return subprocess.run([common.BINARY, "train", *args], cwd=self.dir, env=env,
+                                  timeout=300, capture_output=True, text=True)
+
+        # One step after the first checkpoint: steps that wait together would be one write or two.
+        begun = train("--data", self.data, *TINY, "--threads", "1", "--num-iterations", "3",
+                      "--eval-every", "2", "--save-every", "2")
+        self.assertEqual(begun.returncode, 0, begun.stderr)
+        run = self.only_run()
+        bits = lambda: (losses(run), common.evaluations(run), weights(run, 2), weights(run, 3))
+        expected = bits()
+        last = run / "checkpoints/step_000003"
+        files = {path.name for path in last.iterdir()}
+        stopped_at = set()
+        for room in itertools.count():   # all that is written from step 2 to the end, again
+            shutil.rmtree(last)
+            stopped = train("--resume", run, ROOM=str(room))
+            self.assertEqual(list(self.dir.rglob("*.tmp-*")), [], room)
+            if stopped.returncode == 0:
+                break
+            self.assertEqual(stopped.returncode, 3, (room, stopped.stderr))
+            why = stopped.stderr[stopped.stderr.find("error: "):]   # before it may be a warning
+            self.assertIn("hint: the disk is full", why)
+            name, = re.findall(r"([\w.]+): cannot write: No space left", why)
+            stopped_at.add(name)
+            self.assertEqual(last.exists(), name in ["steps.csv", "summary.json", "results.csv"])
+            again = train("--resume", run)
+            self.assertEqual(again.returncode, 0, (room, again.stderr))
+            self.assertEqual(expected, bits(), (room, name))
+        self.assertEqual(expected, bits())
+        self.assertGreater(room, 50)   # a checkpoint alone
+        self.assertLessEqual(files | {"steps.csv", "summary.json", "results.csv"}, stopped_at)
+        self.assertTrue(stopped_at & {"steps.bin", "evals.csv"})   # two threads: either may be first
 
     def tmpfs(self, size):
         folder = self.dir / "small"
