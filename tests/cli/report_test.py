@@ -15,10 +15,11 @@ import xml.etree.ElementTree as ElementTree
 REPORT_TEST = os.path.abspath(sys.argv.pop(2)) if len(sys.argv) > 2 else None
 
 import common  # noqa: E402  (takes its own argument off sys.argv)
-from common import Case, TINY  # noqa: E402
+from common import LabCase, TINY  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
+DARK = "--blink-settings=preferredColorScheme=0"
 PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <iframe id="page" src="%s" width="%d" height="4000" style="border:0"></iframe>
 <script>
@@ -58,19 +59,24 @@ frame.onload = () => {
 
 
 @unittest.skipUnless(CHROMIUM, "Chromium is not installed (apt-get install chromium)")
-class Report(Case):
-    def browse(self, page, width, *flags):
-        """What the probe found on a page of that width, with everything the console said."""
-        harness = self.dir / "probe.html"
-        harness.write_text(PROBE % (page.name, width))
+class Report(LabCase):
+    def chromium(self, page, *flags):
+        """Opens a page; what the console says fails the test."""
         result = subprocess.run(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
              f"--user-data-dir={self.dir / 'profile'}", "--allow-file-access-from-files",
              "--enable-logging=stderr", "--virtual-time-budget=10000", "--window-size=1400,4200",
-             "--disable-dev-shm-usage", *flags, "--dump-dom", harness.as_uri()],
+             "--disable-dev-shm-usage", *flags, page.as_uri()],
             capture_output=True, text=True, timeout=240, errors="replace")
         console = re.findall(r"CONSOLE.*", result.stderr)
         self.assertEqual(console, [])
+        return result
+
+    def browse(self, page, width, *flags):
+        """What the probe found on a page of that width."""
+        harness = page.with_name("probe.html")
+        harness.write_text(PROBE % (page.name, width))
+        result = self.chromium(harness, *flags, "--dump-dom")
         match = re.search(r'<pre id="found">(.*?)</pre>', result.stdout, re.S)
         self.assertTrue(match, result.stderr[-2000:] + result.stdout[-2000:])
         return json.loads(html.unescape(match.group(1)))
@@ -98,9 +104,24 @@ class Report(Case):
             self.assertTrue(found["headline"].startswith("val_bpb ≤ 1.25: "))
             self.assertGreater(found["figures"]["panel-quality"]["lines"], 4)
             self.assertEqual(found["background"], "rgb(255, 255, 255)")
-        dark = self.browse(page, 1000, "--blink-settings=preferredColorScheme=0")
+        dark = self.browse(page, 1000, DARK)
         self.check(dark, ["panel-roofline", "panel-quality"])
         self.assertNotEqual(dark["background"], "rgb(255, 255, 255)")
+
+    def test_report_of_a_lab(self):
+        headline = self.made_lab()["headline"]
+        page = self.dir / "lab/main/report-G.html"
+        for width, *flags in [(1000,), (390,), (1000, DARK), (390, DARK)]:
+            found = self.browse(page, width, *flags)
+            self.check(found, ["panel-roofline", "panel-quality", "effects"])
+            self.assertEqual(found["headline"].replace("\xa0", " ").split(": ", 1)[1], headline)
+            self.assertGreater(found["figures"]["panel-roofline"]["marks"], 40)
+            self.assertGreater(found["figures"]["panel-quality"]["lines"], 8)   # a seed each, means
+            self.assertEqual(found["background"] == "rgb(255, 255, 255)", DARK not in flags)
+        pdf = self.dir / "report.pdf"
+        self.chromium(page, f"--print-to-pdf={pdf}")
+        self.assertGreaterEqual(len(re.findall(rb"/Type /Page\b", pdf.read_bytes())), 1)
+        self.assertGreater(pdf.stat().st_size, 100000)
 
     def test_explain_html(self):
         result = self.run_tool("explain", "--data", self.data, *TINY, "--fused-rmsnorm",
