@@ -205,6 +205,44 @@ class Lab(LabCase):
         self.assertEqual(switched.returncode, 2)
         self.assertIn("template G", switched.stderr)
 
+    def test_a_dry_run_of_lock_writes_nothing(self):
+        for flags, says in [(["--floor-offset", "3.5"], "+ 3.5 nats; not measured"),
+                            (["--target-threshold", "5"], "given; not measured"),
+                            (["--seeds", "1,2"], "2 cells")]:
+            dry = self.lab("lock", *self.base(), "--dry-run", *flags)
+            self.assertEqual(dry.returncode, 0, dry.stderr)
+            self.assertIn(says, dry.stdout)
+            self.assertEqual(list(self.dir.iterdir()), [])
+        # Written, it has a hash.
+        given = self.lab("lock", *self.base(), "--target-threshold", "5")
+        self.assertIn("given; not measured", given.stdout)
+        self.assertIn("  hash ", given.stdout)
+        self.assertNotIn("degrees of freedom", given.stdout)
+        target = json.loads((self.dir / "lab/main/lock/target.json").read_text())
+        self.assertEqual(target["threshold"], 5)
+
+    def test_a_target_that_is_no_number_above_zero_is_refused(self):
+        for flag, value in [("--target-threshold", "nan"), ("--target-threshold", "inf"),
+                            ("--target-threshold", "0"), ("--target-threshold", "-1"),
+                            ("--floor-offset", "nan"), ("--floor-offset", "-100")]:
+            refused = self.lab("lock", *self.base(), f"{flag}={value}")
+            self.assertEqual(refused.returncode, 2, refused.stderr)
+            self.assertRegex(refused.stderr, f"error: {flag}.*(expected a number above 0|usable)")
+            self.assertIn("hint: ", refused.stderr)
+        self.assertEqual(list(self.dir.iterdir()), [])
+
+    def test_flags_that_exclude_each_other_in_lock_are_refused(self):
+        both = self.lab("lock", *self.base(), "--target-threshold", "5", "--floor-offset", "1")
+        self.assertEqual(both.returncode, 2, both.stderr)
+        self.assertIn("--target-threshold and --floor-offset: ", both.stderr)
+        for fixed in ["--target-threshold", "--floor-offset"]:
+            for flag in [["--seeds", "1,2"], ["--verify-resume"], ["--cell-timeout", "9"]]:
+                refused = self.lab("lock", *self.base(), fixed, "5", *flag)
+                self.assertEqual(refused.returncode, 2, refused.stderr)
+                self.assertIn(f"{flag[0]} and {fixed}: ", refused.stderr)
+                self.assertIn("hint: ", refused.stderr)
+        self.assertEqual(list(self.dir.iterdir()), [])
+
     def test_another_target_than_that_of_the_runs_is_refused(self):
         self.made_lab()
         target = self.dir / "lab/main/lock/target.json"

@@ -79,7 +79,10 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   lock->add_option("--floor-offset", lock_flags->floor_offset,
                    "target = known floor of the validation data + this")
       ->type_name("nats");
-  lock->callback([lock_train, lock_flags, &runner] {
+  lock->callback([lock, lock_train, lock_flags, &runner] {
+    for (const char* flag : {"--seeds", "--verify-resume", "--cell-timeout"}) {
+      if (lock->count(flag) > 0) lock_flags->baseline_flags.emplace_back(flag);
+    }
     runner = [lock_train, lock_flags] { return run_lock(*lock_train, *lock_flags); };
   });
 

@@ -32,6 +32,7 @@ struct RunFlags : LabFlags {
 
 struct LockFlags : RunFlags {
   std::optional<double> floor_offset;
+  std::vector<std::string> baseline_flags;  // of those given: what only baseline runs use
 };
 
 struct TableFlags : LabFlags {
@@ -65,6 +66,9 @@ Prediction predict(const TrainPlan& plan,
                    const Experiment& experiment,
                    int64_t eval_every,
                    const std::vector<LedgerRow>& rows);
+
+/// The rows of a lab folder; none where there is no ledger. Makes nothing.
+std::vector<LedgerRow> rows_of(const std::string& folder);
 
 std::string default_folder(const LabFlags& flags, const std::string& preset);
 /// Without lock and evaluation window. Measures the peak of this machine, and warns when others use

@@ -84,6 +84,11 @@ Prediction predict(const TrainPlan& plan,
   return p;
 }
 
+std::vector<LedgerRow> rows_of(const std::string& folder) {
+  if (!fs::exists(fs::path(folder) / "ledger.sqlite")) return {};
+  return Ledger(folder).rows();
+}
+
 std::string default_folder(const LabFlags& flags, const std::string& preset) {
   if (!flags.lab_dir.empty()) return flags.lab_dir;
   return "lab/" + (preset.empty() ? std::string("main") : preset);

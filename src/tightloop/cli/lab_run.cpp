@@ -65,9 +65,7 @@ int run_template(TrainFlags& train, const RunFlags& flags) {
       lock_for(folder, train.preset, trainer.validation(), plan.model.sequence_len);
   e.lock_hash = lock.hash();
   e.window = dense_evaluations(e.steps, lock.crossing_progress);
-  std::vector<LedgerRow> rows;
-  if (fs::exists(fs::path(folder) / "ledger.sqlite")) rows = Ledger(folder).rows();
-  const Prediction predicted = predict(plan, e, train.config.eval_every, rows);
+  const Prediction predicted = predict(plan, e, train.config.eval_every, rows_of(folder));
   if (flags.dry_run) {
     show_plan(e, plan, folder, predicted);
     return kDone;
