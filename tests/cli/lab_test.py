@@ -138,6 +138,20 @@ class Lab(LabCase):
         self.assertEqual(self.rows(), before)
 
     @unittest.skipUnless(os.path.exists("/proc/stat"), "nobody tells what others use")
+    def test_reading_makes_nothing(self):
+        (self.dir / "folder").mkdir()
+        for command in ["status", "table", "report", "resume"]:
+            for folder, why in [("folder", "it has no experiments/"), ("none", "does not exist")]:
+                refused = self.lab(command, folder)
+                self.assertEqual(refused.returncode, 2, (command, refused.stderr))
+                self.assertIn(f"'{folder}' is no lab folder: ", refused.stderr)
+                self.assertIn(why, refused.stderr)
+                self.assertIn("hint: `tightloop lab run G", refused.stderr)
+        self.assertEqual([str(p) for p in self.dir.rglob("*")], [str(self.dir / "folder")])
+        (self.dir / "folder/experiments").mkdir()
+        self.assertEqual(self.lab("status", "folder").returncode, 0)
+        self.assertEqual([p.name for p in (self.dir / "folder").rglob("*")], ["experiments"])
+
     def test_a_plan_made_while_others_use_the_machine_says_so(self):
         self.lock()
         spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -98,7 +98,8 @@ int run_and_show(LabFolder& lab,
 
 // ---- lab_show ----
 
-/// The folder a reading command means: the one given, else the newest below lab/.
+/// The folder a reading command means: the one given, else the newest below lab/. Error{usage} when
+/// it is no lab.
 std::string find_lab(const std::string& given);
 
 }  // namespace tightloop::cli

@@ -15,7 +15,10 @@ namespace fs = std::filesystem;
 }
 
 std::string find_lab(const std::string& given) {
-  if (!given.empty()) return given;
+  if (!given.empty()) {
+    expect_lab(given);
+    return given;
+  }
   std::string newest;
   fs::file_time_type time{};
   std::error_code ignored;

@@ -245,13 +245,19 @@ std::string build_hash() {
 
 // ---- folder ----
 
+void expect_lab(const std::string& path) {
+  if (fs::is_directory(fs::path(path) / "experiments")) return;
+  const std::string what = fs::exists(path) ? "it has no experiments/" : "it does not exist";
+  throw Error(ErrorKind::usage, fmt::format("'{}' is no lab folder: {}", path, what))
+      .with_hint("`tightloop lab run G --preset quick-lab` makes one");
+}
+
 LabFolder::LabFolder(std::string path, bool exclusive) : path_(std::move(path)) {
-  if (!exclusive && !fs::is_directory(path_))
-    throw Error(ErrorKind::usage, fmt::format("'{}' is no lab folder", path_))
-        .with_hint("`tightloop lab run G --preset quick-lab` makes one");
-  for (const char* name : {"", "lock", "experiments", "runs", "logs", "decisions"})
-    make_directories(file(name));
-  if (exclusive) {
+  if (!exclusive) {
+    expect_lab(path_);
+  } else {
+    for (const char* name : {"", "lock", "experiments", "runs", "logs", "decisions"})
+      make_directories(file(name));
     try {
       held_ = std::make_unique<LockFile>(file(".lock"));
     } catch (Error& e) {
@@ -260,7 +266,8 @@ LabFolder::LabFolder(std::string path, bool exclusive) : path_(std::move(path)) 
       throw;
     }
   }
-  ledger_ = std::make_unique<Ledger>(path_);
+  ledger_ =
+      std::make_unique<Ledger>(path_, exclusive ? Ledger::Missing::make : Ledger::Missing::empty);
 }
 
 std::string LabFolder::file(std::string_view name) const {
@@ -319,6 +326,7 @@ void LabFolder::save_experiment(const Experiment& experiment) const {
 std::vector<std::string> LabFolder::runs_of(const Cell& cell) const {
   // <date>-<cell>-<id>
   std::vector<std::pair<fs::file_time_type, std::string>> found;
+  if (!fs::is_directory(file("runs"))) return {};
   for (const fs::directory_entry& entry : fs::directory_iterator(file("runs"))) {
     const std::string name = entry.path().filename().string();
     const size_t a = name.find('-'), b = name.rfind('-');

@@ -83,12 +83,15 @@ std::vector<std::string> lab_decided_options(const std::string& template_name);
 /// A few words on this binary, hashed: runs of different builds are not one experiment.
 std::string build_hash();
 
+/// Error{usage} unless `path` is a folder that the lab has made.
+void expect_lab(const std::string& path);
+
 /// A lab folder: lock/target.json, experiments/, runs/, logs/, decisions/, ledger.sqlite,
 /// results.csv.
 class LabFolder {
  public:
-  /// Creates what is missing. With `exclusive` it is held for this process. Error{io} naming the
-  /// holder.
+  /// With `exclusive` it is held for this process, and what is missing is made; Error{io} naming
+  /// the holder. Else it must be a lab, and nothing is made but the ledger from its own CSV.
   LabFolder(std::string path, bool exclusive);
 
   const std::string& path() const { return path_; }

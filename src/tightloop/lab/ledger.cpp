@@ -280,10 +280,12 @@ std::optional<int64_t> LedgerRow::integer(std::string_view column) const {
   return std::nullopt;
 }
 
-Ledger::Ledger(const std::string& folder)
+Ledger::Ledger(const std::string& folder, Missing missing)
     : csv_path_((fs::path(folder) / "results.csv").string()),
       database_path_((fs::path(folder) / "ledger.sqlite").string()) {
-  if (sqlite3_open(database_path_.c_str(), &database_) != SQLITE_OK) {
+  const bool none =
+      missing == Missing::empty && !fs::exists(database_path_) && !fs::exists(csv_path_);
+  if (sqlite3_open(none ? ":memory:" : database_path_.c_str(), &database_) != SQLITE_OK) {
     const std::string why = database_ == nullptr ? "out of memory" : sqlite3_errmsg(database_);
     sqlite3_close(database_);
     fail(ErrorKind::io, "cannot open {}: {}", database_path_, why);

@@ -48,7 +48,9 @@ class LedgerRow {
 /// Error{io, data}; data also for a database that fails SQLite's integrity check.
 class Ledger {
  public:
-  explicit Ledger(const std::string& folder);
+  /// What a folder with neither file gets: a new ledger, or none; its rows are empty then.
+  enum class Missing { make, empty };
+  explicit Ledger(const std::string& folder, Missing missing = Missing::make);
   ~Ledger();
   Ledger(const Ledger&) = delete;
   Ledger& operator=(const Ledger&) = delete;
