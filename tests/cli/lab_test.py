@@ -133,9 +133,13 @@ class Lab(LabCase):
         for path in [*(self.dir / "lab/main").glob("ledger.sqlite*"),
                      self.dir / "lab/main/results.csv"]:
             path.unlink()
+        for command in ["status", "table"]:
+            self.assertIn("8 finished runs have no row in the ledger: `tightloop lab resume "
+                          "lab/main` makes them again\n", self.lab(command).stderr)
         again = self.lab("resume", *self.NO_PROFILE)
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(self.rows(), before)
+        self.assertNotIn("no row", self.lab("table").stderr)
 
     @unittest.skipUnless(os.path.exists("/proc/stat"), "nobody tells what others use")
     def test_reading_makes_nothing(self):
@@ -347,6 +351,10 @@ class Lab(LabCase):
                 "--eval-every", "500"]
         first = self.start("run", "G", *base)
         self.wait_for_steps()
+        running = json.loads(self.lab("status", "--json").stdout)
+        self.assertIn(f"pid {first.pid} on ", running["running"])
+        self.assertEqual(running["experiments"][0]["cells"][0]["state"], "running")
+        self.assertIn(f"running: pid {first.pid} on ", self.lab("status").stdout)
         second = self.lab("run", "G", *base)
         self.assertEqual(second.returncode, 3, second.stderr)
         self.assertIn("in use", second.stderr)
@@ -357,6 +365,8 @@ class Lab(LabCase):
         run, = (self.dir / "lab/main/runs").glob("*-G.baseline.s1-*")
         self.assertEqual(len(list((run / "checkpoints").glob("step_*"))), 1)
         status = json.loads(self.lab("status", "--json").stdout)
+        self.assertNotIn("running", status)
+        self.assertNotIn("no row", self.lab("status").stderr)
         self.assertEqual(status["experiments"][0]["cells"][0]["state"], "interrupted")
 
     def kill_and_resume(self, kills, generator):

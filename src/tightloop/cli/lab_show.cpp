@@ -4,8 +4,10 @@
 
 #include "tightloop/cli/lab_commands.h"
 #include "tightloop/core/json.h"
+#include "tightloop/io/atomic_file.h"
 #include "tightloop/lab/report_data.h"
 #include "tightloop/lab/results_table.h"
+#include "tightloop/lab/run_row.h"
 #include "tightloop/lab/verdict.h"
 
 namespace tightloop::cli {
@@ -38,6 +40,18 @@ std::string find_lab(const std::string& given) {
 
 namespace {
 
+/// What resume() is for when the ledger was lost: runs that ended and have no row.
+std::string lost_rows_note(const LabFolder& lab, int64_t lost) {
+  if (lost == 0) return "";
+  return fmt::format(
+      "{} finished {} no row in the ledger: `tightloop lab resume {}` makes {} again\n", lost,
+      lost == 1 ? "run has" : "runs have", lab.path(), lost == 1 ? "it" : "them");
+}
+
+bool is_lost(const CellState& state) {
+  return state.kind == CellState::Kind::interrupted && has_ended(state.run_folder);
+}
+
 std::string_view name_of(CellState::Kind kind) {
   switch (kind) {
     case CellState::Kind::done:
@@ -68,6 +82,12 @@ int show_status(const LabFlags& flags) {
                         lab.lock().method);
   else
     text += "no target yet\n";
+  const std::optional<std::string> holder = lock_holder(lab.file(".lock"));
+  if (holder) {
+    json["running"] = *holder;
+    text += fmt::format("running: {}\n", *holder);
+  }
+  int64_t lost = 0;
   for (const std::string& name : lab.experiment_names()) {
     const Experiment e = lab.experiment(name);
     text += fmt::format("\nexperiment {}\n", name);
@@ -76,10 +96,13 @@ int show_status(const LabFlags& flags) {
       const CellState state = cell_state(lab, cell);
       const std::string status = state.row ? state.row->text("status") : "";
       const std::string detail = state.row ? state.row->text("detail") : "";
-      text +=
-          fmt::format("  {:<28} {:<12} {} {}\n", cell.name, name_of(state.kind), status, detail);
+      // The lab that holds the folder runs such a cell, or will.
+      const bool runs = holder && state.kind == CellState::Kind::interrupted;
+      const std::string_view shown = runs ? "running" : name_of(state.kind);
+      if (!holder && is_lost(state)) ++lost;
+      text += fmt::format("  {:<28} {:<12} {} {}\n", cell.name, shown, status, detail);
       cells.push_back({{"cell", cell.name},
-                       {"state", name_of(state.kind)},
+                       {"state", shown},
                        {"status", status},
                        {"detail", detail},
                        {"failures", state.failures},
@@ -89,6 +112,7 @@ int show_status(const LabFlags& flags) {
   }
   json["experiments"] = experiments;
   out(flags.json ? json.dump() + "\n" : text);
+  talk(lost_rows_note(lab, lost));
   return kDone;
 }
 
@@ -98,10 +122,14 @@ int show_table(const TableFlags& flags) {
   const std::vector<LedgerRow> rows = lab.ledger().rows();
   OrderedJson json = OrderedJson::array();
   std::string text;
+  int64_t lost = 0;
   for (const std::string& name : lab.experiment_names()) {
     if (!flags.experiment.empty() && name != flags.experiment) continue;
     const Experiment e = lab.experiment(name);
     if (e.lock_hash.empty()) continue;
+    for (const Cell& cell : e.cells()) {
+      if (is_lost(cell_state(lab, cell))) ++lost;
+    }
     std::vector<ResultGroup> groups;
     for (const Arm& arm : e.arms) {
       ResultGroup group{.name = arm.name, .steps = e.steps};
@@ -129,6 +157,7 @@ int show_table(const TableFlags& flags) {
     throw Error(ErrorKind::usage, fmt::format("'{}' has no experiment to show", lab.path()))
         .with_hint("`tightloop lab run G`");
   out(flags.json ? json.dump() + "\n" : text);
+  if (!lock_holder(lab.file(".lock"))) talk(lost_rows_note(lab, lost));
   return kDone;
 }
 

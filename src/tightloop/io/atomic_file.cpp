@@ -86,6 +86,17 @@ bool try_lock(int fd, const std::string& path) {
   return true;
 }
 
+/// What the holder of a lock wrote into its file.
+std::string holder_in(int fd) {
+  char text[256] = {};
+  const ssize_t got = ::pread(fd, text, sizeof text - 1, 0);
+  std::string holder(text, got > 0 ? static_cast<size_t>(got) : 0);
+  while (!holder.empty() && (holder.back() == '\n' || holder.back() == ' ')) holder.pop_back();
+  for (char& c : holder)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return holder.empty() ? "another process" : holder;
+}
+
 std::string marker_path(const std::string& directory) {
   return directory + "/" + std::string(kCompleteMarker);
 }
@@ -222,18 +233,18 @@ void AppendFile::append(std::string_view bytes) {
   size_ += static_cast<int64_t>(bytes.size());
 }
 
+std::optional<std::string> lock_holder(const std::string& path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file.is_open() || try_lock(file.get(), path)) return std::nullopt;
+  return holder_in(file.get());
+}
+
 LockFile::LockFile(const std::string& path)
     : file_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
   if (!file_.is_open()) fail_errno(errno, "open the lock", path);
   if (!try_lock(file_.get(), path)) {
-    char text[256] = {};
-    const ssize_t got = ::pread(file_.get(), text, sizeof text - 1, 0);
-    std::string holder(text, got > 0 ? static_cast<size_t>(got) : 0);
-    while (!holder.empty() && (holder.back() == '\n' || holder.back() == ' ')) holder.pop_back();
-    for (char& c : holder)
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-    if (holder.empty()) holder = "another process";
-    throw Error(ErrorKind::io, fmt::format("{} is in use by {}", parent_of(path), holder))
+    throw Error(ErrorKind::io,
+                fmt::format("{} is in use by {}", parent_of(path), holder_in(file_.get())))
         .with_hint("wait for that process to end, or choose another folder");
   }
   // Advisory text for the message above; the lock itself holds without it, even on a full disk.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -66,6 +67,10 @@ class LockFile {
  private:
   FileDescriptor file_;
 };
+
+/// Who holds the LockFile of `path`, as it wrote itself there: "pid 12 on host"; nothing when
+/// nobody does. Makes nothing.
+std::optional<std::string> lock_holder(const std::string& path);
 
 /// The name of the marker that a complete directory holds: lines "<bytes> <relative path>".
 inline constexpr std::string_view kCompleteMarker = "COMPLETE";

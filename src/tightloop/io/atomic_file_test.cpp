@@ -212,6 +212,8 @@ TEST(AppendFile, WritersTakeTurns) {
 TEST(LockFile, SecondHolderIsToldWhoHasIt) {
   const TempDir dir;
   const LockFile lock(dir / "lock");
+  EXPECT_EQ(lock_holder(dir / "none"), std::nullopt);
+  EXPECT_EQ(lock_holder(dir / "lock").value_or("").find(fmt::format("pid {} on ", ::getpid())), 0u);
   const Error error = error_of([&] { LockFile second(dir / "lock"); });
   EXPECT_EQ(error.kind(), ErrorKind::io);
   EXPECT_NE(error.message().find(fmt::format("{} is in use by pid {} on ", dir.path(), ::getpid())),
@@ -234,6 +236,7 @@ TEST(LockFile, KilledHolderReleases) {
   expect_error(ErrorKind::io, fmt::format("pid {}", pid), [&] { LockFile lock(dir / "lock"); });
   ::kill(pid, SIGKILL);
   ::waitpid(pid, nullptr, 0);
+  EXPECT_EQ(lock_holder(dir / "lock"), std::nullopt);
   EXPECT_NO_THROW(LockFile lock(dir / "lock"));
   ::close(ready[0]);
   ::close(ready[1]);

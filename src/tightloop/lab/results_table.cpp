@@ -49,12 +49,18 @@ std::string results_table(const std::vector<ResultGroup>& groups,
     const Sample time = sample_of(g.times), loss = sample_of(g.losses);
     const ResultGroup& first = groups.front();
     const TTest times = welch(first.times, g.times), losses = welch(first.losses, g.losses);
+    // Of nothing there is no mean, and of one run no spread.
+    const auto mean = [](const Sample& s) { return s.n > 0 ? number(s.mean) : "-"; };
+    const auto sd = [](const Sample& s) { return s.n > 1 ? number(s.sd) : "-"; };
+    const auto difference = [](const TTest& test, const auto& a, const auto& b) {
+      return a.empty() || b.empty() ? "-" : number(test.difference);
+    };
     text += fmt::format(
         "{:<{}}{:>4}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}{:>9}", g.name, width,
         g.failed.empty() ? fmt::format("{}", g.losses.size())
                          : fmt::format("{}/{}", g.losses.size(), g.losses.size() + g.failed.size()),
-        g.steps, number(time.mean), number(time.sd), number(times.difference), number(loss.mean),
-        number(loss.sd), number(losses.difference),
+        g.steps, mean(time), sd(time), difference(times, first.times, g.times), mean(loss),
+        sd(loss), difference(losses, first.losses, g.losses),
         probability(one_sample_below(g.losses, options.target).p));
     if (!options.classic) {
       const bool reference = &g == &groups.front();

@@ -52,5 +52,16 @@ TEST(ResultsTable, OneRunHasNoSpreadAndNoP) {
   EXPECT_NE(text.find("        -"), std::string::npos);
 }
 
+TEST(ResultsTable, WhatIsNotThereIsADash) {
+  const std::string text = results_table({{"none", 10, {}, {}}, {"one", 10, {1.5}, {2.0}}},
+                                         {.target = 2.0, .classic = true});
+  EXPECT_NE(text.find("none                       0     10         -        -         -        -  "
+                      "      -         -        -\n"
+                      "one                        1     10    2.0000        -         -   1.5000  "
+                      "      -         -        -\n"),
+            std::string::npos)
+      << text;
+}
+
 }  // namespace
 }  // namespace tightloop
