@@ -98,6 +98,9 @@ class Lab(LabCase):
         self.assertIn("--fused-rmsnorm", arms["both"].replace("--no-", "no "))
         html = (self.dir / "lab/main/report-G.html").read_text()
         self.assertIn("</html>", html)
+        self.assertIn("tightloop lab lock --data ", html)
+        self.assertLess(html.index("tightloop lab lock --data "),
+                        html.index("tightloop lab run G --save-every 4"))
         self.assertIn('id="panel-roofline"', html)
         # Again: nothing is run, the result is shown.
         again = self.lab(*self.RUN_G, *self.base())
@@ -276,6 +279,7 @@ class Lab(LabCase):
                 refused = self.lab(*command)
                 self.assertEqual(refused.returncode, 2, (command, refused.stderr))
                 self.assertIn(why, refused.stderr)
+                self.assertIn("hint: ", refused.stderr)
         self.assertEqual(len(self.rows()), 8)
 
     def test_crash_hang_and_out_of_memory_become_rows(self):
@@ -335,6 +339,22 @@ class Lab(LabCase):
                 self.assertNotRegex(shown, rf"\n +{flag}[ \n]")
             for flag in kept:
                 self.assertRegex(shown, rf"\n +{flag}[ \n]")
+
+    def test_help_has_an_example_and_the_exit_codes(self):
+        for command in ["run", "lock", "resume", "status", "table", "report"]:
+            shown = self.lab(command, "--help").stdout
+            self.assertIn(f"Example: tightloop lab {command} ", shown)
+            self.assertIn("Exit codes: 0 done", shown)
+        lock = " ".join(self.lab("lock", "--help").stdout.split())
+        self.assertIn("--target-threshold VALUE the target itself, without baseline runs", lock)
+
+    def test_seeds_that_are_none_are_named(self):
+        for seeds in ["3,x", "3,", "2..1", "-1", "1..x"]:
+            refused = self.lab("lock", *self.base(), f"--seeds={seeds}")
+            self.assertEqual(refused.returncode, 2, refused.stderr)
+            self.assertIn(f"--seeds '{seeds}': ", refused.stderr)
+            self.assertIn("hint: ", refused.stderr)
+            self.assertIn("`--seeds 1..10`", refused.stderr)
 
     def start(self, *args):
         return subprocess.Popen([common.BINARY, "lab", *map(str, args)], cwd=self.dir, env=self.env,

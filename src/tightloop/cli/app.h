@@ -21,6 +21,9 @@ inline constexpr int kUsage{2};         // usage or configuration
 inline constexpr int kEnvironment{3};   // no device, out of memory, disk full
 inline constexpr int kBug{4};
 inline constexpr int kInterrupted{130};  // after a clean checkpoint
+inline constexpr std::string_view kExitCodes{
+    "Exit codes: 0 done; 1 ran, but what was judged failed; 2 usage or configuration;\n"
+    "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint."};
 int exit_code(ErrorKind kind);
 
 /// Set by SIGINT and SIGTERM; a second signal ends the process at once.

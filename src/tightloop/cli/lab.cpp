@@ -1,4 +1,5 @@
 #include <memory>
+#include <tuple>
 
 #include "tightloop/cli/lab_commands.h"
 
@@ -76,6 +77,7 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   lock_flags->command = command_line;
   hide_lab_decided(*lock, "lock");
   add_run_options(*lock, *lock_flags);
+  lock->get_option("--target-threshold")->description("the target itself, without baseline runs");
   lock->add_option("--floor-offset", lock_flags->floor_offset,
                    "target = known floor of the validation data + this")
       ->type_name("nats");
@@ -122,7 +124,17 @@ void add_lab(CLI::App& app, Runner& runner, const std::string& command_line) {
   report->callback(
       [report_flags, &runner] { runner = [report_flags] { return show_report(*report_flags); }; });
 
-  for (auto* sub : {run, lock, resume, status, table, report}) sub->allow_extras();
+  const std::string switches = "Switches have a --no- form. Settings: TOML file < --set < flag.\n";
+  for (const auto& [sub, example, note] :
+       {std::tuple(run, "run G --preset quick-lab", switches),
+        std::tuple(lock, "lock -c my.toml --seeds 1,2,3", switches),
+        std::tuple(resume, "resume lab/quick-lab", std::string()),
+        std::tuple(status, "status lab/quick-lab", std::string()),
+        std::tuple(table, "table lab/quick-lab --classic", std::string()),
+        std::tuple(report, "report lab/quick-lab --svg figures", std::string())}) {
+    sub->allow_extras();
+    sub->footer(fmt::format("Example: tightloop lab {}\n{}{}", example, note, kExitCodes));
+  }
   lab->require_subcommand(1);
   lab->footer("Example: tightloop lab run G --preset quick-lab");
 }

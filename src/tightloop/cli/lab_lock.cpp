@@ -122,6 +122,7 @@ int run_lock(TrainFlags& train, LockFlags& flags) {
   lock.floor = validation.floor;
   lock.crossing_progress = kExpectedProgress;
   lock.created = utc_timestamp();
+  lock.command = flags.command;
   if (fs::exists(fs::path(folder) / "lock/target.json"))
     throw Error(ErrorKind::usage, fmt::format("'{}' has a target already", folder))
         .with_hint(fmt::format("see it with `tightloop lab status {}`; a new target needs a new "

@@ -24,10 +24,19 @@ std::vector<int64_t> parse_seeds(const std::string& text) {
     const size_t end = std::min(text.find(',', at), text.size());
     const std::string part = text.substr(at, end - at);
     const size_t dots = part.find("..");
-    const int64_t first = parse_integer(part.substr(0, dots));
-    const int64_t last = dots == std::string::npos ? first : parse_integer(part.substr(dots + 2));
-    if (first < 0 || last < first || last - first > 10000)
-      fail(ErrorKind::usage, "--seeds '{}': '{}' is no seed or range", text, part);
+    const auto refused = [&] {
+      return Error(ErrorKind::usage,
+                   fmt::format("--seeds '{}': '{}' is no seed or range", text, part))
+          .with_hint("seeds are whole numbers from 0: `--seeds 1,2` or `--seeds 1..10`");
+    };
+    int64_t first = 0, last = 0;
+    try {
+      first = parse_integer(part.substr(0, dots));
+      last = dots == std::string::npos ? first : parse_integer(part.substr(dots + 2));
+    } catch (const Error&) {
+      throw refused();
+    }
+    if (first < 0 || last < first || last - first > 10000) throw refused();
     for (int64_t s = first; s <= last; ++s) seeds.push_back(s);
     at = end + 1;
   }

@@ -148,9 +148,7 @@ int run_command_line(int argc, char** argv) {
   app.name("tightloop");
   app.set_version_flag("--version",
                        fmt::format("tightloop {} ({})", build_info().version, build_info().commit));
-  app.footer(
-      "Exit codes: 0 done; 1 ran, but what was judged failed; 2 usage or configuration;\n"
-      "3 environment (out of memory, disk full); 4 bug; 130 interrupted after a clean checkpoint.");
+  app.footer(std::string(kExitCodes));
   Runner run;
   add_train(app, run);
   std::string typed = "tightloop";

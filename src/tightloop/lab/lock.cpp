@@ -58,6 +58,7 @@ std::string TargetLock::eval_hash() const {
 OrderedJson to_json(const TargetLock& lock) {
   OrderedJson json = content(lock);
   json["hash"] = lock.hash();
+  if (!lock.command.empty()) json["command"] = lock.command;
   return json;
 }
 
@@ -88,6 +89,7 @@ TargetLock parse_lock(std::string_view text, const std::string& name) {
     lock.runs.push_back(run.get<std::string>());
   }
   lock.created = get_string(json, "created", name);
+  lock.command = get_string(json, "command", name, "");
   if (lock.metric != "val_bpb" && lock.metric != "val_loss")
     fail(ErrorKind::data, "{}: metric '{}' must be val_bpb or val_loss", name, lock.metric);
   if (get_string(json, "hash", name) != lock.hash())
@@ -97,7 +99,15 @@ TargetLock parse_lock(std::string_view text, const std::string& name) {
 }
 
 TargetLock load_lock(const std::string& path) {
-  return parse_lock(read_file(path, 1 << 20), path);
+  try {
+    return parse_lock(read_file(path, 1 << 20), path);
+  } catch (Error& e) {
+    if (e.kind() == ErrorKind::data)
+      e.with_hint(
+          "put the file back as it was; another target needs another folder: `tightloop "
+          "lab lock --lab-dir DIR`");
+    throw;
+  }
 }
 
 void expect_same_evaluation(const TargetLock& lock,

@@ -33,7 +33,9 @@ struct TargetLock {
   std::vector<std::string> runs;  // baseline run ids it was derived from
   std::string created;
 
-  /// SHA-256 of everything above.
+  std::string command;  // as typed; "": the lock came with a preset
+
+  /// SHA-256 of everything but the command, which judges nothing.
   std::string hash() const;
   /// 16 hex digits of what the metric is measured on: values of the metric compare when these are
   /// the same, whatever the threshold.

@@ -320,7 +320,10 @@ ReportData report_data(const LabFolder& lab,
   }
   data.machine = machine_facts(data.ceilings ? &*data.ceilings : nullptr);
 
-  data.commands = {experiment.command, fmt::format("tightloop lab report {}", lab.path())};
+  if (!lock.command.empty()) data.commands.push_back(lock.command);
+  for (const std::string& command :
+       {experiment.command, fmt::format("tightloop lab report {}", lab.path())})
+    data.commands.push_back(command);
   data.notes = {
       fmt::format("Target: {} <= {:.6f}, {}. Lock {}.", lock.metric, lock.threshold, lock.method,
                   lock.hash()),

@@ -140,7 +140,7 @@ void declare_train_options(Options& o, TrainConfig& c) {
                "sample text every so many steps and at the end; -1: only at the end");
   o.add("target-metric", "eval.target_metric", &c.target_metric, "", "val_bpb or val_loss");
   o.add("target-threshold", "eval.target_threshold", &c.target_threshold, "",
-        "stop when the target metric is at or below this");
+        "the target metric at or below this is the target; `train` stops there");
   add_interval(o, "save-every", "checkpoint.every", &c.save_every,
                "save a checkpoint every so many steps and at the end; -1: only at the end");
   o.add("save-initial", "checkpoint.initial", &c.save_initial,
