@@ -5,6 +5,7 @@ With --kills N only the kill test runs, with N random SIGKILLs of a lab run.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -114,6 +115,7 @@ class Lab(LabCase):
                          (self.dir / "lab/main/report-G.html").read_text())
         more = self.lab(*self.RUN_G, *self.base(), "--seeds", "1..3")
         self.assertEqual(more.returncode, 0, more.stderr)
+        self.assertEqual(len(re.findall(r"  eta \d+:\d\d\n", more.stderr)), 4)
         self.assertEqual(len(self.rows()), 12)
         other = self.lab(*self.RUN_G, *self.base(), "--lr-mult", "0.5", "--seeds", "1..3")
         self.assertEqual(other.returncode, 2)
@@ -303,6 +305,17 @@ class Lab(LabCase):
         verdicts = json.loads((self.dir / "lab/main/decisions/G.json").read_text())["verdicts"]
         self.assertEqual(verdicts[0]["broken_pairs"], 1)
         self.assertNotIn("broken_pairs", verdicts[1])
+
+    def test_a_plan_that_does_not_fit_is_not_tried_again(self):
+        done = self.lab("lock", *self.base(), "--device-batch-size", "1000000",
+                        "--total-batch-size", "64000000", "--seeds", "1,2")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        rows = [(r["experiment_name"], r["status"], r["attempt"]) for r in self.rows()]
+        self.assertEqual(rows, [("lock.baseline.s1", "oom", "1"), ("lock.baseline.s2", "oom", "1")])
+        for row in self.rows():
+            self.assertRegex(row["detail"], r"the plan needs .*; hint: use `--device-batch-size \d+")
+        self.assertNotIn("eta", done.stderr)   # no cell has finished
+        self.assertIn("--device-batch-size", self.lab("status").stdout)
 
     def test_a_cell_that_diverges_is_a_row_and_counts(self):
         self.lock()

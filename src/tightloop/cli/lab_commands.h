@@ -91,10 +91,7 @@ std::string write_report(const LabFolder& lab,
                          const Experiment& experiment,
                          const ReportFlags& flags);
 /// Runs what is left of an experiment and shows the result; returns the exit code.
-int run_and_show(LabFolder& lab,
-                 const Experiment& experiment,
-                 const LabFlags& flags,
-                 double expected_cell_s);
+int run_and_show(LabFolder& lab, const Experiment& experiment, const LabFlags& flags);
 
 // ---- lab_show ----
 

@@ -155,7 +155,7 @@ int run_lock(TrainFlags& train, LockFlags& flags) {
   }
   LabFolder lab(folder, true);
   e = settle(lab, e);
-  const int code = run_and_show(lab, e, flags, predicted.cell_s);
+  const int code = run_and_show(lab, e, flags);
   if (code != kDone) return code;
   lock = derive_lock(lab, e, lock);
   lab.set_lock(lock);

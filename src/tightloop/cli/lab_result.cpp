@@ -117,11 +117,8 @@ int show_result(LabFolder& lab, const Experiment& experiment, const LabFlags& fl
 
 }  // namespace
 
-int run_and_show(LabFolder& lab,
-                 const Experiment& experiment,
-                 const LabFlags& flags,
-                 double expected_cell_s) {
-  LabView view(expected_cell_s);
+int run_and_show(LabFolder& lab, const Experiment& experiment, const LabFlags& flags) {
+  LabView view;
   const RunCellsResult done = run_cells(lab, experiment, flags.program, view, g_stop);
   view.close();
   if (done.interrupted) {

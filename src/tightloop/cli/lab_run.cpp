@@ -88,7 +88,7 @@ int run_template(TrainFlags& train, const RunFlags& flags) {
     talk(fmt::format("cells    {} of {} to run, about {:.0f} s each, {} in all ({})\n\n", left,
                      e.cells().size(), predicted.cell_s,
                      duration(predicted.cell_s * static_cast<double>(left)), predicted.how));
-  return run_and_show(lab, e, flags, predicted.cell_s);
+  return run_and_show(lab, e, flags);
 }
 
 int resume_all(const LabFlags& flags) {
@@ -108,7 +108,7 @@ int resume_all(const LabFlags& flags) {
                               name, lab.path()))
           .with_hint("begin again in another folder: --lab-dir");
     talk(fmt::format("experiment {}: {} of {} cells to run\n", name, left, e.cells().size()));
-    const int one = run_and_show(lab, e, flags, 0.0);
+    const int one = run_and_show(lab, e, flags);
     if (one != kDone) code = one;
     if (one == kInterrupted) break;
   }

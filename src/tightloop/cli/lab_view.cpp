@@ -10,6 +10,12 @@ double LabView::seconds(Clock::time_point since) {
   return std::chrono::duration<double>(Clock::now() - since).count();
 }
 
+std::string LabView::eta(double cell_left) const {
+  if (finished_s_.empty()) return "";
+  const double others = median_of(finished_s_) * static_cast<double>(cells_ - index_ - 1);
+  return "  eta " + duration(cell_left + others);
+}
+
 void LabView::on_cell(const Cell& cell, int64_t index, int64_t cells, bool resumed) {
   index_ = index;
   cells_ = cells;
@@ -25,19 +31,15 @@ void LabView::on_step(const Cell& cell, int64_t step, int64_t steps, double loss
   shown_ = now;
   const double spent = seconds(started_);
   const double share = static_cast<double>(step) / static_cast<double>(steps);
-  const double cell_left = std::max(expected_s_ * (1.0 - share), spent / share - spent);
-  const double left = cell_left + expected_s_ * static_cast<double>(cells_ - index_ - 1);
-  talk(fmt::format("\r\033[Kcell {}/{}  {:<22} step {:>5}/{}  {:3.0f}%  loss {:.3f}  eta {}",
-                   index_ + 1, cells_, cell.name, step, steps, 100 * share, loss, duration(left)));
+  const double cell_left = std::max(median_of(finished_s_) * (1.0 - share), spent / share - spent);
+  talk(fmt::format("\r\033[Kcell {}/{}  {:<22} step {:>5}/{}  {:3.0f}%  loss {:.3f}{}", index_ + 1,
+                   cells_, cell.name, step, steps, 100 * share, loss, eta(cell_left)));
   open_line_ = true;
 }
 
 void LabView::on_row(const Cell& cell, const LedgerRow& row) {
   const double took = seconds(started_);
-  if (row.text("status") == "ok" && started_ != Clock::time_point{}) {
-    finished_s_.push_back(took);
-    expected_s_ = median_of(finished_s_);
-  }
+  if (row.text("status") == "ok" && started_ != Clock::time_point{}) finished_s_.push_back(took);
   if (open_line_) talk("\r\033[K");
   open_line_ = false;
   const auto time = row.number("time_to_target_sec_measured");
@@ -52,8 +54,7 @@ void LabView::on_row(const Cell& cell, const LedgerRow& row) {
   } else {
     text += " " + row.text("detail");
   }
-  const double left = expected_s_ * static_cast<double>(cells_ - index_ - 1);
-  talk(fmt::format("{}  eta {}\n", text, duration(left)));
+  talk(fmt::format("{}{}\n", text, eta(0.0)));
 }
 
 void LabView::close() {

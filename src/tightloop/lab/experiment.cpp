@@ -18,6 +18,7 @@
 #include "tightloop/lab/resume_check.h"
 #include "tightloop/lab/run_row.h"
 #include "tightloop/train/checkpoint.h"
+#include "tightloop/train/trainer.h"
 
 namespace tightloop {
 namespace {
@@ -353,9 +354,11 @@ CellState cell_state(const LabFolder& lab, const Cell& cell) {
     state.row = std::move(row);
   }
   const std::string status = state.row ? state.row->text("status") : "";
-  // The same seed gives the same bits, so these would come again.
+  // The same seed gives the same bits, and the same flags the same plan: these would come again.
+  const bool too_large =
+      status == "oom" && state.row->text("detail").find(kPlanTooLarge) != std::string::npos;
   const bool certain = status == "nonfinite" || status == "config_error" || status == "diverged" ||
-                       status == "resume_mismatch";
+                       status == "resume_mismatch" || too_large;
   if (status == "ok") {
     state.kind = CellState::Kind::done;
   } else if (certain || state.failures >= kAttempts) {
@@ -424,6 +427,8 @@ void listen(
     if (const Json* chain = find_field(json, "chain", where);
         chain != nullptr && chain->is_array() && chain->size() > 1 && chain->back().is_string())
       heard.error += ": " + chain->back().get<std::string>();
+    if (const std::string hint = get_string(json, "hint", where, ""); !hint.empty())
+      heard.error += "; hint: " + hint;
     heard.error_kind = get_string(json, "kind", where, "");
   }
 }

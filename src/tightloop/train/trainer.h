@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tightloop/core/error.h"
@@ -18,6 +19,9 @@
 #include "tightloop/train/run_record.h"
 
 namespace tightloop {
+
+/// What begins the message of a run whose plan is larger than the memory: it would be so again.
+inline constexpr std::string_view kPlanTooLarge{"the plan needs "};
 
 /// What a run is going to be, known before anything is allocated.
 struct TrainPlan {

@@ -195,7 +195,7 @@ void Trainer::Impl::fail_memory(const std::string& limit, int64_t available) con
     table += fmt::format("{}{} {:.2f}", table.empty() ? "" : ", ", line.purpose,
                          static_cast<double>(line.bytes) / 0x1p30);
   Error error(ErrorKind::oom,
-              fmt::format("the plan needs {:.2f} GiB, {}; by purpose (GiB): {}",
+              fmt::format("{}{:.2f} GiB, {}; by purpose (GiB): {}", kPlanTooLarge,
                           static_cast<double>(plan.memory_bytes) / 0x1p30, limit, table));
   error.with_hint(memory_hint(
       config.device_batch_size, plan.rows_per_step, config.depth, available,
